@@ -1,1 +1,1 @@
-"""What all parts share: settings, storage, metrics, logging, errors, the local Kafka; knows nothing of the other packages."""
+"""What all parts share: settings, storage, metrics, logging, errors, the local Kafka."""

@@ -1,0 +1,80 @@
+"""Every Prometheus metric of Freshet, in one place; ids of users and videos are never labels.
+
+Names are `freshet_<subsystem>_<what>_<unit>[_total]`; buckets contain the objectives (5 s, 60 s, 300 s) exactly.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+STAGE_BUCKETS_S = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+)
+
+STAGE_DELAY = Histogram(
+    "freshet_stage_delay_seconds",
+    "Seconds from one stage to the next, on broker append times and the wall clock.",
+    ["stage"],
+    buckets=STAGE_BUCKETS_S,
+)
+RECORDS = Counter(
+    "freshet_records_total", "Records handled, by topic and outcome.", ["topic", "outcome"]
+)
+DEAD_LETTERS = Counter(
+    "freshet_dead_letters_total", "Records refused, by topic and reason.", ["topic", "reason"]
+)
+SHARDS = Counter("freshet_shards_sealed_total", "Training shards sealed, by outcome.", ["outcome"])
+UNKNOWN_VIDEOS = Counter(
+    "freshet_training_unknown_videos_total",
+    "Watches whose video had no semantic ID at training time.",
+)
+ROUNDS = Counter("freshet_training_rounds_total", "Training rounds, by outcome.", ["outcome"])
+BACKLOG = Gauge("freshet_training_backlog_shards", "Announced shards that no round has taken yet.")
+PREQUENTIAL_RECALL = Gauge(
+    "freshet_training_prequential_recall_ratio", "Recall@10 on new watches before training on them."
+)
+REQUESTS = Counter(
+    "freshet_serving_requests_total", "Requests, by route and status.", ["route", "status"]
+)
+REQUEST_SECONDS = Histogram(
+    "freshet_serving_request_seconds",
+    "Seconds to answer a request.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+SWAPS = Counter("freshet_serving_swaps_total", "Checkpoint swaps, by outcome.", ["outcome"])
+LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
+IMPRESSIONS = Counter(
+    "freshet_freshness_impressions_total",
+    "Impressions, by surface and whether the video was new.",
+    ["surface", "new"],
+)
+IMPRESSIONS_LOST = Counter(
+    "freshet_serving_impressions_lost_total", "Impressions that could not be logged."
+)
+LAST_SUCCESS = Gauge(
+    "freshet_last_success_timestamp_seconds", "When a stage last succeeded.", ["stage"]
+)
+
+
+def expose(host: str, port: int) -> None:
+    """Serve /metrics from a thread of its own, so that a blocked loop stays visible; port 0 is off."""
+    if port:
+        start_http_server(port, addr=host)

@@ -1,0 +1,253 @@
+"""Deployment settings, read once per process from `FRESHET_*` variables; knows nothing of hyper-parameters.
+
+Nested fields are joined by a double underscore: `FRESHET_KAFKA__BOOTSTRAP_SERVERS=broker:9092`.
+A misspelt name is refused, with the nearest real one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import ConfigError
+
+PREFIX = "FRESHET_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Group):
+    """Where the log is, and how clients authenticate."""
+
+    bootstrap_servers: str = Field(
+        "", description="host:port,… of a cluster; empty starts a local broker"
+    )
+    topic_prefix: str = Field("", description="put before every topic and group name")
+    partitions: int = Field(4, ge=1, description="partitions of topics keyed by user or video")
+    replication: int = Field(1, ge=1, description="replication factor of created topics")
+    security_protocol: str = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    sasl_username: str = Field("", description="SASL user")
+    sasl_password: SecretStr = Field(SecretStr(""), description="SASL password; never logged")
+    ssl_ca_location: str = Field("", description="PEM file with the cluster's CA")
+    jars_dir: Path | None = Field(
+        None, description="folder with the broker's jars; empty uses the per-user cache"
+    )
+
+
+class StorageSettings(_Group):
+    """The object store that holds shards, checkpoints, encoders and codebooks."""
+
+    root: str = Field(
+        "var/store", description="a local folder or any fsspec URL, such as s3://bucket/prefix"
+    )
+
+
+class UploadSettings(_Group):
+    """The uploads worker: features and semantic IDs."""
+
+    batch_max: int = Field(64, ge=1, description="uploads featurized together")
+    batch_wait_ms: int = Field(
+        20, ge=0, description="longest wait for a fuller batch, milliseconds"
+    )
+    max_text_chars: int = Field(
+        20_000, ge=1, description="characters of title, description, tags and transcript together"
+    )
+    media_roots: tuple[str, ...] = Field(
+        ("streams/data/clips",), description="folders that media_uri may point into (JSON list)"
+    )
+    media_max_bytes: int = Field(200_000_000, ge=1, description="bytes read of one media file")
+    media_max_s: float = Field(60.0, gt=0, description="seconds of media decoded")
+    media_retries: int = Field(3, ge=0, description="tries again for media that may come back")
+
+
+class WatchSettings(_Group):
+    """The sealer of training shards."""
+
+    shard_max_rows: int = Field(50_000, ge=1, description="watches in a shard before it is sealed")
+    shard_max_bytes: int = Field(
+        64_000_000, ge=1, description="raw bytes of events in a shard before it is sealed"
+    )
+    shard_max_age_s: float = Field(
+        10.0, gt=0, description="seconds from a shard's first watch until it is sealed"
+    )
+    history_length: int = Field(100, ge=1, description="watches kept per user")
+    future_slack_s: float = Field(
+        86_400.0, ge=0, description="seconds an event time may lie in the future"
+    )
+
+
+class TrainingSettings(_Group):
+    """The training loop."""
+
+    threads: int = Field(1, ge=1, description="CPU threads of the training actor")
+    steps_max: int = Field(60, ge=1, description="optimizer steps of one round at most")
+    idle_poll_s: float = Field(0.5, gt=0, description="seconds between looks for new shards")
+    replay_share: float = Field(
+        0.25, ge=0, lt=1, description="share of a round's rows drawn from the replay reservoir"
+    )
+    evaluate_max: int = Field(
+        64, ge=0, description="new rows scored before each round trains on them"
+    )
+    keep_checkpoints: int = Field(
+        4, ge=2, description="checkpoints kept beside the promoted one and the one before it"
+    )
+
+
+class ServeSettings(_Group):
+    """The HTTP endpoint."""
+
+    host: str = Field(
+        "127.0.0.1", description="address to bind; anything but loopback needs an API key"
+    )
+    port: int = Field(8000, ge=0, le=65_535, description="HTTP port; 0 picks a free one")
+    replicas: int = Field(1, ge=1, description="model replicas")
+    threads: int = Field(1, ge=1, description="CPU threads of one replica")
+    api_key: SecretStr = Field(
+        SecretStr(""), description="required in X-API-Key when set; never logged"
+    )
+    beam_width: int = Field(20, ge=1, description="beams of the constrained search")
+    refresh_interval_s: float = Field(
+        0.2, gt=0, description="seconds between polls of the topics behind the views"
+    )
+    trace_first_shown: bool = Field(True, description="log impressions to serving.impressions")
+
+
+class RaySettings(_Group):
+    """The Ray cluster."""
+
+    address: str = Field("", description="an existing cluster's address; empty starts a local one")
+
+
+class MetricsSettings(_Group):
+    """Prometheus exposition."""
+
+    host: str = Field("127.0.0.1", description="address that /metrics binds to")
+    uploads_port: int = Field(
+        0, ge=0, description="port of the uploads worker's /metrics; 0 is off"
+    )
+    watches_port: int = Field(0, ge=0, description="port of the sealer's /metrics; 0 is off")
+    freshness_port: int = Field(
+        0, ge=0, description="port of the freshness worker's /metrics; 0 is off"
+    )
+    training_port: int = Field(
+        0, ge=0, description="port of the training loop's /metrics; 0 is off"
+    )
+
+
+class QdrantSettings(_Group):
+    """The catalogue view."""
+
+    url: str = Field("", description="a Qdrant server; empty keeps an embedded one in memory")
+
+
+class FreshnessSettings(_Group):
+    """What counts as fresh."""
+
+    new_video_age_h: float = Field(
+        24.0 * 7,
+        gt=0,
+        description="hours after upload in which a video is new, on the events' clock",
+    )
+
+
+class DataSettings(_Group):
+    """Data sets that may not be copied into the project; benchmarks name the setting they miss."""
+
+    beauty: Path | None = Field(None, description="folder of the Amazon Beauty 5-core data")
+    youtube_trending: Path | None = Field(None, description="folder of the YouTube trending data")
+
+
+class LogSettings(_Group):
+    """Logging."""
+
+    level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    format: str = Field(
+        "auto", description="console, json, or auto: console on a terminal, JSON elsewhere"
+    )
+
+
+class Settings(BaseSettings):
+    """All deployment settings; build it with `load_settings`, pass it as an argument."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    var_dir: Path = Field(Path("var"), description="everything a local run writes")
+    seed: int = Field(0, description="seed of every random choice")
+    kafka: KafkaSettings = KafkaSettings()
+    storage: StorageSettings = StorageSettings()
+    uploads: UploadSettings = UploadSettings()
+    watches: WatchSettings = WatchSettings()
+    training: TrainingSettings = TrainingSettings()
+    serve: ServeSettings = ServeSettings()
+    ray: RaySettings = RaySettings()
+    metrics: MetricsSettings = MetricsSettings()
+    qdrant: QdrantSettings = QdrantSettings()
+    freshness: FreshnessSettings = FreshnessSettings()
+    data: DataSettings = DataSettings()
+    log: LogSettings = LogSettings()
+
+
+def setting_fields() -> Iterator[tuple[str, Any]]:
+    """Yield each environment variable's name with its pydantic field, in the order of `Settings`."""
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            for key, nested in group.model_fields.items():
+                yield f"{PREFIX}{name}__{key}".upper(), nested
+        else:
+            yield f"{PREFIX}{name}".upper(), field
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: a `FRESHET_*` name is unknown, or a value is not valid.
+    """
+    environ = os.environ if environ is None else environ
+    known = [name for name, _ in setting_fields()]
+    for name in environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; `freshet doctor` lists them all"
+            raise ConfigError(f"unknown setting {name}{hint}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(f"setting {name} has value {first['input']!r}: {first['msg']}") from None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables from which `load_settings` in a child process rebuilds these settings."""
+    variables: dict[str, str] = {}
+    for name, _ in setting_fields():
+        value: Any = settings
+        for part in name.removeprefix(PREFIX).lower().split("__"):
+            value = getattr(value, part)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        if value is None:
+            continue
+        variables[name] = _as_text(value)
+    return variables
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(f'"{part}"' for part in value) + "]"
+    return str(value)

@@ -1,0 +1,215 @@
+"""Kafka clients with the settings that matter for safety; knows nothing of what the records mean.
+
+Every producer uses acks=all, idempotence and the murmur2 partitioner. Every consumer commits by hand and reads only
+committed transactions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from pydantic import BaseModel
+
+from infra.clock import Deadline
+from infra.errors import TransientError
+from infra.settings import KafkaSettings
+from streams.events import to_json
+from streams.topics import MAX_MESSAGE_BYTES, Topic
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """Return what all clients share: the address and how to authenticate."""
+    config: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers}
+    if settings.security_protocol != "PLAINTEXT":
+        config["security.protocol"] = settings.security_protocol
+    if settings.ssl_ca_location:
+        config["ssl.ca.location"] = settings.ssl_ca_location
+    if settings.sasl_mechanism:
+        config |= {
+            "sasl.mechanism": settings.sasl_mechanism,
+            "sasl.username": settings.sasl_username,
+            "sasl.password": settings.sasl_password.get_secret_value(),
+        }
+    return config
+
+
+def producer(settings: KafkaSettings, *, transactional_id: str | None = None) -> Producer:
+    """Return an idempotent producer; a transactional one fences others with the same id."""
+    config = client_config(settings) | {
+        "enable.idempotence": True,
+        "acks": "all",
+        "partitioner": "murmur2_random",  # as Java clients and Faust choose partitions
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "queue.buffering.max.messages": 200_000,
+    }
+    if transactional_id is not None:
+        config["transactional.id"] = settings.topic_prefix + transactional_id
+    return Producer(config)
+
+
+def consumer(settings: KafkaSettings, *, group: str | None = None, **overrides: Any) -> Consumer:
+    """Return a consumer that reads committed records from the beginning and commits by hand.
+
+    Without a group it is for `assign` only: a view that reads everything.
+    """
+    return Consumer(
+        client_config(settings)
+        | {
+            "group.id": settings.topic_prefix + (group or "freshet-view"),
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+            "fetch.wait.max.ms": 50,
+            "allow.auto.create.topics": False,
+        }
+        | overrides
+    )
+
+
+def send(
+    client: Producer, settings: KafkaSettings, topic: Topic, key: str, event: BaseModel | None
+) -> None:
+    """Queue an event, or a tombstone for None, making room when the queue is full.
+
+    Delivery: nothing is durable before `flush` returns; a crash before that loses what is queued.
+    Blocks: while the producer's queue is full.
+    """
+    value = None if event is None else to_json(event)
+    while True:
+        try:
+            client.produce(
+                topic.in_cluster(settings), key=key.encode(), value=value, on_delivery=_raise_failed
+            )
+        except BufferError:
+            client.poll(0.1)
+        else:
+            client.poll(0)
+            return
+
+
+def flush(client: Producer, timeout_s: float = 60) -> None:
+    """Wait until everything queued is acknowledged.
+
+    Raises:
+        TransientError: some records are still unacknowledged after `timeout_s`.
+    """
+    left = client.flush(timeout_s)
+    if left:
+        raise TransientError(
+            f"{left} records were not acknowledged within {timeout_s} s; is Kafka reachable?"
+        )
+
+
+def _raise_failed(error: KafkaError | None, message: Message) -> None:
+    if error is not None:
+        raise KafkaException(error)
+
+
+class TopicReader:
+    """Reads whole topics by assignment, outside any consumer group: for views, reports and tests.
+
+    Delivery: each start reads from the given offsets again; nothing is ever committed.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topics: Iterable[Topic],
+        *,
+        start: dict[tuple[str, int], int] | None = None,
+        from_end: bool = False,
+    ) -> None:
+        """Assign all partitions of `topics`, at `start` where it names one, else at the beginning or the end."""
+        self._settings = settings
+        self._consumer = consumer(settings, **{"enable.partition.eof": True})
+        self._by_name = {topic.in_cluster(settings): topic for topic in topics}
+        self.next_offsets: dict[tuple[str, int], int] = {}
+        assignment = []
+        for name, topic in self._by_name.items():
+            for partition in range(topic.num_partitions(settings)):
+                low, high = self._consumer.get_watermark_offsets(
+                    TopicPartition(name, partition), timeout=30
+                )
+                offset = (start or {}).get((topic.name, partition), high if from_end else low)
+                self.next_offsets[topic.name, partition] = offset
+                assignment.append(TopicPartition(name, partition, offset))
+        self._consumer.assign(assignment)
+
+    def poll(
+        self, *, timeout_s: float = 0.1, max_records: int = 1000
+    ) -> list[tuple[Topic, Message]]:
+        """Return the next records, at most `max_records`, waiting up to `timeout_s` for the first."""
+        found = []
+        for message in self._consumer.consume(max_records, timeout_s):
+            topic = self._by_name[message.topic()]
+            at = (topic.name, message.partition())
+            error = message.error()
+            if error is None:
+                self.next_offsets[at] = message.offset() + 1
+                found.append((topic, message))
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                # A transaction's closing marker takes an offset that is never delivered; the end is behind it.
+                self.next_offsets[at] = max(self.next_offsets[at], message.offset())
+            elif not error.retriable():
+                raise KafkaException(error)
+        return found
+
+    def end_offsets(self) -> dict[tuple[str, int], int]:
+        """Return the offset after the newest committed record of each partition."""
+        return {
+            (topic.name, partition): self._consumer.get_watermark_offsets(
+                TopicPartition(name, partition), timeout=30
+            )[1]
+            for name, topic in self._by_name.items()
+            for partition in range(topic.num_partitions(self._settings))
+        }
+
+    def read_to_end(self, *, timeout_s: float = 120) -> Iterator[tuple[Topic, Message]]:
+        """Yield everything up to the offsets that are the end right now.
+
+        Raises:
+            TransientError: the end was not reached within `timeout_s`.
+        """
+        ends = self.end_offsets()
+        deadline = Deadline(timeout_s)
+        while not self._reached(ends):
+            if deadline.expired():
+                raise TransientError(
+                    f"the end of {sorted(self._by_name)} was not reached in {timeout_s} s"
+                )
+            yield from self.poll(timeout_s=0.2)
+
+    def _reached(self, ends: dict[tuple[str, int], int]) -> bool:
+        return all(self.next_offsets[at] >= end for at, end in ends.items())
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        self._consumer.close()
+
+    def __enter__(self) -> TopicReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_until(
+    condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.1
+) -> None:
+    """Poll until `condition` holds.
+
+    Raises:
+        TransientError: it did not within `timeout_s`.
+    """
+    deadline = Deadline(timeout_s)
+    while not condition():
+        if deadline.expired():
+            raise TransientError(f"{what} did not happen within {timeout_s} s")
+        time.sleep(interval_s)

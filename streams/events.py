@@ -1,0 +1,292 @@
+"""The events that cross Kafka: frozen pydantic models, JSON on the wire; knows nothing of topics or clients.
+
+Consumers ignore unknown fields, so a change within a schema version only ever adds optional fields. Times are UTC epoch
+milliseconds. `codes` are the quantizer's; a `semantic_id` is the codes and the disambiguation code behind them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+SCHEMA_VERSION = 1
+MAX_TEXT_CHARS = 100_000
+
+Surface = Literal["home", "watch_next", "shorts", "search", "music"]
+SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+EventTimeMs = Annotated[
+    int, Field(ge=0, le=4_102_444_800_000, description="UTC epoch ms, before 2100")
+]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
+
+
+def new_event_id() -> str:
+    """Return an id that no other event has."""
+    return uuid.uuid4().hex
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Event(_Model):
+    """What every event carries."""
+
+    schema_version: Literal[1] = 1
+    event_id: Identifier = Field(default_factory=new_event_id)
+    event_time_ms: EventTimeMs
+
+
+class UserFeatures(_Model):
+    """What is known of a viewer; every field may be missing."""
+
+    region: str | None = Field(None, max_length=16)
+    age: int | None = Field(None, ge=0, le=130)
+    gender: str | None = Field(None, max_length=32)
+    device: str | None = Field(None, max_length=32)
+    language: str | None = Field(None, max_length=16)
+
+
+class VideoMetadata(_Model):
+    """What an uploader says about a video."""
+
+    title: Text
+    description: Text = ""
+    tags: tuple[str, ...] = ()
+    channel: str = Field("", max_length=256)
+    language: str = Field("", max_length=16)
+    category: str = Field("", max_length=256)
+    topics: tuple[str, ...] = ()
+    duration_s: float | None = Field(None, ge=0, le=1e7, allow_inf_nan=False)
+
+
+class VideoUploaded(Event, VideoMetadata):
+    """A video exists, or (as VideoUpdated) its metadata changed: the whole state, not a difference."""
+
+    type: Literal["uploaded", "updated"] = "uploaded"
+    video_id: Identifier
+    transcript: Text | None = None
+    media_uri: str | None = Field(None, max_length=2048)
+    thumbnail_uri: str | None = Field(None, max_length=2048)
+
+
+class VideoRemoved(Event):
+    """A video must no longer be recommended."""
+
+    type: Literal["removed"] = "removed"
+    video_id: Identifier
+
+
+class CodesComputed(VideoMetadata):
+    """A video's codes before disambiguation: internal, keyed by the codes, so that one owner sees all that collide."""
+
+    video_id: Identifier
+    codes: tuple[int, ...]
+    codebook_version: int
+    embedding_f16: str = Field(description="base64 of the content embedding, little-endian float16")
+    upload_time_ms: EventTimeMs
+    upload_append_time_ms: int
+    upload_position: int = Field(
+        description="offset in video.uploads: later is newer, within one video"
+    )
+
+
+class CodesAllocated(_Model):
+    """Who holds which disambiguation code under one code tuple: the allocator's state, compacted."""
+
+    codes: tuple[int, ...]
+    codebook_version: int
+    video_ids: tuple[str, ...] = Field(description="position in this tuple = disambiguation code")
+
+
+class SemanticIdAssigned(VideoMetadata):
+    """A video has a semantic ID and can be learned, decoded and shown; a tombstone in its place removes it."""
+
+    schema_version: Literal[1] = 1
+    video_id: Identifier
+    codes: tuple[int, ...]
+    disambiguation_code: int = Field(ge=0)
+    codebook_version: int = Field(ge=0)
+    embedding_f16: str
+    upload_time_ms: EventTimeMs
+    upload_append_time_ms: int
+    upload_position: int
+    assigned_time_ms: int
+
+    @property
+    def semantic_id(self) -> tuple[int, ...]:
+        """The codes and the disambiguation code: unique among live videos of one codebook_version."""
+        return (*self.codes, self.disambiguation_code)
+
+
+class VideoServable(_Model):
+    """A replica could recommend the video from this moment on."""
+
+    video_id: Identifier
+    codebook_version: int
+    semantic_id: tuple[int, ...]
+    replica: str
+    servable_time_ms: int
+    upload_append_time_ms: int
+
+
+class WatchEvent(Event):
+    """Somebody watched something."""
+
+    user_id: Identifier
+    video_id: Identifier
+    surface: Surface
+    watched_s: float = Field(ge=0, le=1e6, allow_inf_nan=False)
+    duration_s: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    liked: bool = False
+    request_id: str | None = Field(None, max_length=64)
+    context_video_id: Identifier | None = None
+    query: str | None = Field(None, max_length=1024)
+    user: UserFeatures | None = None
+
+
+class HistoryEntry(_Model):
+    """One watch in a history, in as few bytes as JSON allows."""
+
+    video_id: str = Field(alias="v")
+    percent: int = Field(alias="p", ge=0)
+    watched_s: float = Field(alias="s")
+    event_time_ms: int = Field(alias="t")
+    surface: Surface = Field(alias="f")
+    event_hash: int = Field(
+        alias="e", description="48 bits of the event_id's hash, to drop a redelivered event"
+    )
+    context_video_id: str | None = Field(None, alias="c")
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class UserHistory(_Model):
+    """A user's last watches, oldest first; the sealer's state and the server's view."""
+
+    user_id: str
+    entries: tuple[HistoryEntry, ...]
+    user: UserFeatures | None = None
+
+
+class OffsetRange(_Model):
+    """A contiguous run of records of one partition, both ends included."""
+
+    partition: int
+    first_offset: int
+    last_offset: int
+
+
+class ShardSealed(_Model):
+    """A training shard is complete and will not change."""
+
+    schema_version: Literal[1] = 1
+    shard_id: str
+    path: str
+    sha256: str
+    ranges: tuple[OffsetRange, ...]
+    rows: int = Field(description="rows: users with new watches")
+    watches: int
+    duplicates: int
+    dead_letters: int
+    first_event_time_ms: int
+    last_event_time_ms: int
+    first_append_time_ms: int
+    last_append_time_ms: int
+    sealed_time_ms: int
+
+
+class CheckpointPromoted(_Model):
+    """A model passed its gates and is to be served; sent again with an older path, it is a rollback."""
+
+    schema_version: Literal[1] = 1
+    model_name: str
+    model_version: int
+    codebook_version: int
+    path: str
+    sha256: str = Field(description="of the weights file")
+    metrics: dict[str, float]
+    shard_ids: tuple[str, ...] = Field(
+        (), description="shards that this round learned from, and no round before"
+    )
+    newest_event_time_ms: int = 0
+    promoted_time_ms: int
+
+
+class ImpressionItem(_Model):
+    """One position of an answer."""
+
+    video_id: str
+    position: int
+    source: str
+    age_s: float
+    new: bool
+
+
+class ImpressionsShown(Event):
+    """What one answer showed."""
+
+    request_id: str
+    user_id: str | None
+    surface: Surface
+    arm: str
+    model_version: int
+    codebook_version: int
+    items: tuple[ImpressionItem, ...]
+
+
+class SwapReported(_Model):
+    """A replica swapped to a checkpoint, or refused it and kept the one it had."""
+
+    replica: str
+    model_name: str
+    model_version: int
+    previous_version: int
+    outcome: Literal["succeeded", "rejected"]
+    reason: str = ""
+    sha256: str
+    swapped_time_ms: int
+    load_s: float
+
+
+class VideoCounts(_Model):
+    """How often a video was watched within a window, by surface and arm."""
+
+    video_id: str
+    surface: Surface
+    arm: str
+    window_start_ms: int
+    window_s: int
+    views: int
+    completed_views: int
+    likes: int
+    watched_s: float
+
+
+class DeadLetter(_Model):
+    """A record that could not be used, whole, with where it came from and why it was refused."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    key_base64: str | None
+    value_base64: str | None
+    refused_time_ms: int
+
+
+ANY_UPLOAD: tuple[type[Event], ...] = (VideoUploaded, VideoRemoved)
+
+
+def to_json(event: BaseModel) -> bytes:
+    """Return the bytes that go on the wire."""
+    return event.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the model's JSON Schema as consumers see it."""
+    return model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
