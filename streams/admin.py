@@ -20,8 +20,6 @@ def create_topics(settings: KafkaSettings, *, timeout_s: float = 60) -> list[str
     Raises:
         ConfigError: an existing topic has another number of partitions, or the broker cannot be reached.
     """
-    from streams.client import client_config
-
     admin = AdminClient(client_config(settings))
     deadline = Deadline(timeout_s)
     wanted = {topic.in_cluster(settings): topic for topic in ALL}
@@ -64,8 +62,6 @@ def create_topics(settings: KafkaSettings, *, timeout_s: float = 60) -> list[str
 
 def describe_topic(settings: KafkaSettings, topic: Topic) -> dict[str, str]:
     """Return the broker's configuration of a topic."""
-    from streams.client import client_config
-
     admin = AdminClient(client_config(settings))
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic.in_cluster(settings))
     entries = admin.describe_configs([resource])[resource].result()

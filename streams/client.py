@@ -52,7 +52,9 @@ def producer(settings: KafkaSettings, *, transactional_id: str | None = None) ->
     return Producer(config)
 
 
-def consumer(settings: KafkaSettings, *, group: str | None = None, **overrides: Any) -> Consumer:
+def consumer(
+    settings: KafkaSettings, *, group: str | None = None, overrides: dict[str, Any] | None = None
+) -> Consumer:
     """Return a consumer that reads committed records from the beginning and commits by hand.
 
     Without a group it is for `assign` only: a view that reads everything.
@@ -69,7 +71,7 @@ def consumer(settings: KafkaSettings, *, group: str | None = None, **overrides: 
             "fetch.wait.max.ms": 50,
             "allow.auto.create.topics": False,
         }
-        | overrides
+        | (overrides or {})
     )
 
 
@@ -128,7 +130,7 @@ class TopicReader:
     ) -> None:
         """Assign all partitions of `topics`, at `start` where it names one, else at the beginning or the end."""
         self._settings = settings
-        self._consumer = consumer(settings, **{"enable.partition.eof": True})
+        self._consumer = consumer(settings, overrides={"enable.partition.eof": True})
         self._by_name = {topic.in_cluster(settings): topic for topic in topics}
         self.next_offsets: dict[tuple[str, int], int] = {}
         assignment = []
