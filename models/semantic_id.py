@@ -1,4 +1,6 @@
-"""The semantic ID: a tuple of codes, coarse to fine, ending in a disambiguation code; knows nothing of how it is computed.
+"""The semantic ID: a tuple of codes, coarse to fine, ending in a disambiguation code.
+
+Knows nothing of how codes are computed.
 
 Shape suffixes in models/: B batch, L levels (the disambiguation level included), K codebook size, D embedding dim.
 """

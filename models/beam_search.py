@@ -1,0 +1,216 @@
+"""Beam search for live semantic IDs with a Hugging Face causal LM; knows nothing of requests, text and swaps.
+
+The prompt is run once. Afterwards the beams of a request are not rows with a cache each but tokens side by side in
+the request's one row: each attends to the prompt and to its own ancestors, and to no other beam. So the prompt's
+keys and values are neither repeated nor reordered.
+
+Legend: B requests, W beams of a request, T tokens in the cache, V vocabulary, K codes of a level, C children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+
+from models.semantic_id import SemanticId
+from models.trie import TrieView
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A live video that the model proposes.
+
+    Attributes:
+        log_prob: natural log, summed over the levels; each level's softmax is over the whole vocabulary.
+    """
+
+    semantic_id: SemanticId
+    video_id: str
+    log_prob: float
+
+
+class _Beams(NamedTuple):
+    """The beams of one request, ascending by prefix, so that the first of equals has the smaller key."""
+
+    parents_W: NDArray[np.int64]
+    codes_W: NDArray[np.int64]
+    prefixes_W: NDArray[np.int64]
+    log_probs_W: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def beam_search(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    views: Sequence[TrieView],
+    *,
+    level_token_ids: Sequence[torch.Tensor],
+    beam_width: int,
+    top_k: int,
+    pad_token_id: int,
+) -> list[list[Candidate]]:
+    """Return for each prompt the most probable live videos, best first; ties go to the smaller packed key.
+
+    A beam grows only by codes that lead to a semantic ID in its request's view. One that nothing may follow ends,
+    so there are fewer than top_k candidates where fewer are live, and none from an empty view.
+
+    Shapes: prompts B lists of LLM tokens, views B; level_token_ids L tensors [K] int64, the LLM token of each code.
+    The model attends to all of its context (no sliding window), by the `sdpa` or `eager` implementation.
+
+    Raises:
+        ValueError: the arguments disagree in number or size, or a prompt is empty.
+    """
+    _check(prompts, views, level_token_ids, beam_width, top_k)
+    if not any(len(view) for view in views):
+        return [[] for _ in views]
+    decoder = _SharedPromptDecoder(model, pad_token_id)
+    logits_BWV = decoder.prefill(prompts)
+    searches = [_root() for _ in prompts]
+    for level, token_ids_K in enumerate(level_token_ids):
+        if level > 0:
+            logits_BWV = decoder.step(searches, level_token_ids[level - 1])
+        log_probs_BWK = _code_log_probs(logits_BWV, token_ids_K)
+        searches = [
+            _extended(beams, view, level, log_probs_WK, beam_width)
+            for beams, view, log_probs_WK in zip(searches, views, log_probs_BWK, strict=True)
+        ]
+        if not any(len(beams.codes_W) for beams in searches):
+            break
+    return [_best(beams, view, top_k) for beams, view in zip(searches, views, strict=True)]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]],
+    views: Sequence[TrieView],
+    level_token_ids: Sequence[torch.Tensor],
+    beam_width: int,
+    top_k: int,
+) -> None:
+    if len(prompts) != len(views):
+        raise ValueError(f"got {len(prompts)} prompts and {len(views)} views; each prompt has one")
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt is empty; the model needs at least one token to continue")
+    if not 1 <= top_k <= beam_width:
+        raise ValueError(f"top_k is {top_k}, expected 1 to beam_width, which is {beam_width}")
+    sizes = tuple(len(token_ids_K) for token_ids_K in level_token_ids)
+    for view in views:
+        if view.space.level_sizes != sizes:
+            raise ValueError(
+                f"level_token_ids has levels of {sizes} codes, the view has {view.space.level_sizes}:"
+                " model and trie must be of one codebook_version"
+            )
+
+
+def _root() -> _Beams:
+    """Return the one beam every search starts from: the empty prefix."""
+    nothing = np.zeros(1, dtype=np.int64)
+    return _Beams(nothing, nothing, nothing, np.zeros(1))
+
+
+def _code_log_probs(logits_BWV: torch.Tensor, token_ids_K: torch.Tensor) -> NDArray[np.float32]:
+    """Return log_softmax over the whole vocabulary, at the level's codes only: [B, W, K]."""
+    logits_BWV = logits_BWV.float()
+    token_ids_K = token_ids_K.to(logits_BWV.device)
+    normalizer_BW1 = logits_BWV.logsumexp(dim=-1, keepdim=True)
+    return (logits_BWV[..., token_ids_K] - normalizer_BW1).cpu().numpy()
+
+
+def _extended(
+    beams: _Beams,
+    view: TrieView,
+    level: int,
+    log_probs_WK: NDArray[np.float32],
+    beam_width: int,
+) -> _Beams:
+    """Return the best allowed continuations of all beams, at most beam_width."""
+    children = view.children(beams.prefixes_W, level)
+    log_probs_C = (
+        beams.log_probs_W[children.row_C] + log_probs_WK[children.row_C, children.code_C]
+    )
+    # Children are ascending by prefix: a stable sort prefers the smaller key among equals.
+    best = np.sort(np.argsort(-log_probs_C, kind="stable")[:beam_width])
+    return _Beams(
+        children.row_C[best], children.code_C[best], children.prefix_C[best], log_probs_C[best]
+    )
+
+
+def _best(beams: _Beams, view: TrieView, top_k: int) -> list[Candidate]:
+    best = np.argsort(-beams.log_probs_W, kind="stable")[:top_k]
+    keys = beams.prefixes_W[best]
+    semantic_ids = view.space.unpack(keys).tolist()
+    video_ids = [view.video_id_of(key) for key in keys.tolist()]
+    log_probs = beams.log_probs_W[best].tolist()
+    return [
+        Candidate(tuple(semantic_id), video_id, log_prob)
+        for semantic_id, video_id, log_prob in zip(semantic_ids, video_ids, log_probs, strict=True)
+        if video_id is not None
+    ]
+
+
+class _SharedPromptDecoder:
+    """One cache row per request: its prompt, then the tokens of all its beams, level after level."""
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
+        self._model = model
+        self._pad_token_id = pad_token_id
+        self._cache = DynamicCache()
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Run the prompts, padded on the left, and return the logits after the last token [B, 1, V]."""
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        rows = [[self._pad_token_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)]
+        tokens_BT = torch.tensor(rows, device=self._model.device)
+        start_B1 = torch.tensor(padding, device=tokens_BT.device)[:, None]
+        positions_BT = torch.arange(longest, device=tokens_BT.device) - start_B1
+        is_prompt_BT = positions_BT >= 0
+        # What each beam may attend to; at first there is one beam, the prompt itself.
+        self._visible_BWT = is_prompt_BT[:, None, :]
+        self._next_position_B1 = longest - start_B1
+        return self._model(
+            input_ids=tokens_BT,
+            attention_mask=is_prompt_BT.long(),
+            position_ids=positions_BT.clamp(min=0),
+            past_key_values=self._cache,
+            logits_to_keep=1,
+        ).logits
+
+    def step(self, searches: Sequence[_Beams], token_ids_K: torch.Tensor) -> torch.Tensor:
+        """Append the beams' newest codes to the cache and return the logits after each [B, W, V].
+
+        A request with fewer beams than another fills its row with copies of code 0, which nobody reads.
+        """
+        device = self._model.device
+        parents_BW = _stacked([beams.parents_W for beams in searches]).to(device)
+        codes_BW = _stacked([beams.codes_W for beams in searches]).to(device)
+        batch, width = codes_BW.shape
+        seen_T = self._visible_BWT.shape[-1]
+        ancestors_BWT = self._visible_BWT.gather(1, parents_BW[..., None].expand(-1, -1, seen_T))
+        itself_BWW = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        self._visible_BWT = torch.cat([ancestors_BWT, itself_BWW], dim=-1)
+        # The mask is added to the attention scores: a form that every attention implementation takes.
+        mask_B1WT = torch.zeros(self._visible_BWT.shape, dtype=self._model.dtype, device=device)
+        mask_B1WT.masked_fill_(~self._visible_BWT, torch.finfo(mask_B1WT.dtype).min)
+        logits_BWV: torch.Tensor = self._model(
+            input_ids=token_ids_K.to(device)[codes_BW],
+            attention_mask=mask_B1WT[:, None],
+            position_ids=self._next_position_B1.expand(-1, width),
+            past_key_values=self._cache,
+        ).logits
+        self._next_position_B1 = self._next_position_B1 + 1
+        return logits_BWV
+
+
+def _stacked(rows: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+    """Return the rows as one tensor, the shorter ones filled with zeros."""
+    stacked = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)
+    for row, values in zip(stacked, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(stacked)
+

@@ -1,0 +1,167 @@
+"""Training examples for the LRM, and packing them without padding; knows nothing of optimizers or where rows come from.
+
+Shape suffixes: T tokens of a packed block.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.lrm import Lrm
+from models.prompts import (
+    VideoLike,
+    Videos,
+    ViewerLike,
+    WatchLike,
+    render_history,
+    render_metadata,
+    render_semantic_id,
+    render_viewer,
+)
+
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text as token ids, with the label of each token, or IGNORED where nothing is to be learned."""
+
+    token_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Several examples side by side, none of which sees another.
+
+    Shapes: token_ids_T, labels_T, position_ids_T, segment_T int64; segment_T numbers the examples.
+    """
+
+    token_ids_T: Tensor
+    labels_T: Tensor
+    position_ids_T: Tensor
+    segment_T: Tensor
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A viewer with the watches known before and the new ones, both in time order."""
+
+    viewer: ViewerLike | None
+    history: Sequence[WatchLike]
+    watches: Sequence[WatchLike]
+
+
+def behaviour_examples(
+    lrm: Lrm, rows: Iterable[Behaviour], videos: Videos, *, context_min: int = 12
+) -> list[Example]:
+    """Return texts in which the codes of each *new* watch are learned from all that came before.
+
+    A text holds at most `history_max` watches, so that no position is trained that serving never sees; a long row
+    becomes several texts, each opening with at least `context_min` earlier watches where there are any.
+    """
+    examples = []
+    for row in rows:
+        known = [watch for watch in row.history if watch.video_id in videos]
+        new = [watch for watch in row.watches if watch.video_id in videos]
+        everything, first_new = known + new, len(known)
+        while first_new < len(everything):
+            context = context_min
+            if len(everything) - first_new < lrm.history_max - context:
+                context = lrm.history_max - (len(everything) - first_new)
+            start = max(0, first_new - context)
+            end = min(len(everything), start + lrm.history_max)
+            examples.append(
+                _behaviour(lrm, row.viewer, everything[start:end], first_new - start, videos)
+            )
+            first_new = end
+    return examples
+
+
+def _behaviour(
+    lrm: Lrm,
+    viewer: ViewerLike | None,
+    watches: Sequence[WatchLike],
+    first_new: int,
+    videos: Videos,
+) -> Example:
+    head = render_viewer(viewer)
+    token_ids = lrm.encode(head)
+    labels = [IGNORED] * len(token_ids)
+    num_levels = lrm.space.num_levels
+    for index, (ask, watched) in enumerate(render_history(watches, videos)):
+        before = lrm.encode(ask)
+        ids = lrm.encode(watched)  # begins with one token per level
+        token_ids += before + ids
+        labels += [IGNORED] * len(before)
+        learned = num_levels if index >= first_new else 0
+        labels += ids[:learned] + [IGNORED] * (len(ids) - learned)
+    return Example(tuple(token_ids), tuple(labels))
+
+
+def metadata_examples(lrm: Lrm, videos: Iterable[VideoLike]) -> list[Example]:
+    """Return texts that tie each video's words to its codes, both ways; loss on the answer only."""
+    examples = []
+    for video in videos:
+        for prompt, answer in render_metadata(video):
+            before, after = lrm.encode(prompt), [*lrm.encode(answer), lrm.eos_token_id]
+            examples.append(Example((*before, *after), (*[IGNORED] * len(before), *after)))
+    return examples
+
+
+def pack(examples: Iterable[Example], *, block_tokens: int, rng: random.Random) -> list[Block]:
+    """Shuffle the examples into blocks of at most `block_tokens`, first fit; a longer example is cut on the left."""
+    shuffled = list(examples)
+    rng.shuffle(shuffled)
+    open_blocks: list[list[Example]] = []
+    sizes: list[int] = []
+    for example in shuffled:
+        size = min(len(example.token_ids), block_tokens)
+        for index in range(
+            max(0, len(sizes) - 16), len(sizes)
+        ):  # the newest few: linear time, little waste
+            if sizes[index] + size <= block_tokens:
+                open_blocks[index].append(example)
+                sizes[index] += size
+                break
+        else:
+            open_blocks.append([example])
+            sizes.append(size)
+    return [_block(members, block_tokens) for members in open_blocks]
+
+
+def _block(members: Sequence[Example], block_tokens: int) -> Block:
+    token_ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    for segment, example in enumerate(members):
+        ids = example.token_ids[-block_tokens:]
+        token_ids += ids
+        labels += (IGNORED, *example.labels[-block_tokens:][1:])  # nothing predicts a first token
+        positions += range(len(ids))
+        segments += [segment] * len(ids)
+    return Block(*(torch.tensor(values) for values in (token_ids, labels, positions, segments)))
+
+
+def attention_mask(block: Block) -> Tensor:
+    """Return which token sees which: causal, within its own example.
+
+    Shapes: [1, 1, T, T] bool.
+    """
+    segment_T = block.segment_T
+    same_TT = segment_T[:, None] == segment_T[None, :]
+    return torch.tril(same_TT)[None, None]
+
+
+def describe_texts(videos: Iterable[VideoLike]) -> Iterable[str]:
+    """Yield texts from which a BPE for this catalogue is learned."""
+    for video in videos:
+        for prompt, answer in render_metadata(video):
+            codes = render_semantic_id(video.semantic_id)
+            yield (prompt + answer).replace(codes, " ")

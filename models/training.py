@@ -1,0 +1,164 @@
+"""Continued pre-training of the LRM: packed blocks in, weights and a loss out; knows nothing of shards or checkpoints.
+
+Shape suffixes: B blocks of a step, T tokens, N tokens that have a label, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+
+from models.examples import IGNORED, Block, attention_mask
+from models.lrm import Lrm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How an LRM is fitted once, and then refreshed in rounds."""
+
+    peak_learning_rate: float = 3e-3
+    """Of the initial fit, after its warm-up."""
+    round_learning_rate: float = 6e-4
+    """Constant over all rounds: re-warming at every round forgets more (Ibrahim et al., 2403.08763, sec. 6)."""
+    warmup_share: float = 0.05
+    """Share of the initial fit's steps in which the learning rate rises."""
+    weight_decay: float = 0.05
+    gradient_norm_max: float = 1.0
+    block_tokens: int = 512
+    blocks_per_step: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.round_learning_rate <= self.peak_learning_rate:
+            raise ValueError(
+                f"round_learning_rate {self.round_learning_rate} is not in (0, {self.peak_learning_rate}]"
+            )
+
+
+def make_optimizer(lrm: Lrm, config: TrainingConfig) -> torch.optim.AdamW:
+    """Return AdamW over all weights; only matrices decay."""
+    decayed = [parameter for parameter in lrm.model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in lrm.model.parameters() if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.round_learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
+    )
+
+
+def initial_learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
+    """Return the initial fit's learning rate: linear warm-up, then cosine down to that of the rounds."""
+    warmup = max(1, round(config.warmup_share * num_steps))
+    if step < warmup:
+        return config.peak_learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, num_steps - warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return (
+        config.round_learning_rate + (config.peak_learning_rate - config.round_learning_rate) * fall
+    )
+
+
+def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
+    """Return the mean cross-entropy, in nats, over the labelled tokens of some blocks.
+
+    Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
+    """
+    longest = max(len(block.token_ids_T) for block in blocks)
+
+    def stacked(values: Sequence[Tensor], fill: int) -> Tensor:
+        return torch.stack([pad(value, (0, longest - len(value)), value=fill) for value in values])
+
+    labels_BT = stacked([block.labels_T for block in blocks], IGNORED)
+    padded = [
+        Block(
+            block.token_ids_T,
+            block.labels_T,
+            block.position_ids_T,
+            pad(block.segment_T, (0, longest - len(block.segment_T)), value=-1),
+        )
+        for block in blocks
+    ]
+    hidden_BTD = lrm.model.base_model(
+        input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
+        position_ids=stacked([block.position_ids_T for block in blocks], 0),
+        attention_mask=torch.cat([attention_mask(block) for block in padded]),
+        use_cache=False,
+    ).last_hidden_state
+    wanted_BT = labels_BT[:, 1:] != IGNORED
+    logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
+    return cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT])
+
+
+def train_on(
+    lrm: Lrm,
+    optimizer: torch.optim.AdamW,
+    blocks: Sequence[Block],
+    config: TrainingConfig,
+    *,
+    learning_rate: Callable[[int, int], float] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> list[float]:
+    """Make one pass over the blocks and return the loss of each step.
+
+    Args:
+        lrm: its weights change in place.
+        optimizer: as `make_optimizer` returns it.
+        blocks: in the order of training.
+        config: batch size and clipping.
+        learning_rate: (step, steps) to a rate; by default that of the rounds.
+        on_step: told (step, steps, loss) after each step.
+    """
+    groups = [
+        blocks[start : start + config.blocks_per_step]
+        for start in range(0, len(blocks), config.blocks_per_step)
+    ]
+    losses = []
+    lrm.model.train()
+    for step, group in enumerate(groups):
+        rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        loss = batch_loss(lrm, group)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        if on_step is not None:
+            on_step(step + 1, len(groups), losses[-1])
+    lrm.model.eval()
+    return losses
+
+
+@torch.inference_mode()
+def evaluate_loss(lrm: Lrm, blocks: Sequence[Block], *, blocks_per_step: int = 8) -> float:
+    """Return the mean loss over blocks without learning from them; the mean is over groups of blocks."""
+    losses = [
+        float(batch_loss(lrm, blocks[start : start + blocks_per_step]))
+        for start in range(0, len(blocks), blocks_per_step)
+    ]
+    return sum(losses) / max(1, len(losses))
+
+
+def optimizer_tensors(lrm: Lrm, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Return AdamW's state under the parameters' names, ready for a safetensors file."""
+    tensors = {}
+    for name, parameter in lrm.model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}:{name}"] = value.detach().clone().contiguous()
+    return tensors
+
+
+def restore_optimizer(lrm: Lrm, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    named = dict(lrm.model.named_parameters())
+    for key_and_name, value in tensors.items():
+        key, name = key_and_name.split(":", 1)
+        optimizer.state[named[name]][key] = value.clone()
