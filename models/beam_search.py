@@ -130,9 +130,7 @@ def _extended(
 ) -> _Beams:
     """Return the best allowed continuations of all beams, at most beam_width."""
     children = view.children(beams.prefixes_W, level)
-    log_probs_C = (
-        beams.log_probs_W[children.row_C] + log_probs_WK[children.row_C, children.code_C]
-    )
+    log_probs_C = beams.log_probs_W[children.row_C] + log_probs_WK[children.row_C, children.code_C]
     # Children are ascending by prefix: a stable sort prefers the smaller key among equals.
     best = np.sort(np.argsort(-log_probs_C, kind="stable")[:beam_width])
     return _Beams(
@@ -165,7 +163,9 @@ class _SharedPromptDecoder:
         """Run the prompts, padded on the left, and return the logits after the last token [B, 1, V]."""
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
-        rows = [[self._pad_token_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)]
+        rows = [
+            [self._pad_token_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)
+        ]
         tokens_BT = torch.tensor(rows, device=self._model.device)
         start_B1 = torch.tensor(padding, device=tokens_BT.device)[:, None]
         positions_BT = torch.arange(longest, device=tokens_BT.device) - start_B1
@@ -213,4 +213,3 @@ def _stacked(rows: Sequence[NDArray[np.int64]]) -> torch.Tensor:
     for row, values in zip(stacked, rows, strict=True):
         row[: len(values)] = values
     return torch.from_numpy(stacked)
-

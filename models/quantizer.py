@@ -27,7 +27,7 @@ class QuantizerConfig:
 
     codebook_sizes: tuple[int, ...] = (256, 128, 64)
     """Codes per level, coarse to fine (PLUM 2510.07784 halves each level); here 2^21 cells."""
-    embedding_dim: int = 128
+    embedding_dim: int = 64
     """Dimensions of the fused embedding, at most those of every modality."""
     modality_weights: tuple[float, ...] = (0.6, 0.25, 0.15)
     """Share of text, frames and audio in the embedding of a video that has all three."""

@@ -88,7 +88,10 @@ class TrieView:
         `upload_times_ms_N >= oldest` keeps the young, `~np.isin(keys_N, watched_keys)` drops the watched.
         """
         return TrieView(
-            self.space, self.keys_N[keep_N], self.video_ids_N[keep_N], self.upload_times_ms_N[keep_N]
+            self.space,
+            self.keys_N[keep_N],
+            self.video_ids_N[keep_N],
+            self.upload_times_ms_N[keep_N],
         )
 
     @cached_property
@@ -151,7 +154,9 @@ class LiveTrie:
         """
         if not len(semantic_ids) == len(video_ids) == len(upload_times_ms):
             lengths = f"{len(semantic_ids)}, {len(video_ids)} and {len(upload_times_ms)}"
-            raise ValueError(f"semantic IDs, video ids and upload times differ in length: {lengths}")
+            raise ValueError(
+                f"semantic IDs, video ids and upload times differ in length: {lengths}"
+            )
         if len(video_ids) == 0:
             return
         keys_M = self._view.space.pack(np.asarray(semantic_ids))
@@ -161,7 +166,7 @@ class LiveTrie:
         new_times = np.asarray(upload_times_ms, dtype=np.int64)[order]
         with self._writing:
             retired = [self._key_of[v] for v in new_ids if v in self._key_of]
-            kept = self._without(retired)
+            kept = self._without(retired) if retired else self._view
             self._view = _merged(kept, keys_M[order], new_ids, new_times)
             self._key_of.update(zip(new_ids, keys_M[order].tolist(), strict=True))
 
