@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaException
+from pydantic import SecretStr
+
+from infra.errors import TransientError
+from infra.settings import KafkaSettings
+from streams.client import client_config, flush, producer, send, wait_until
+from streams.events import VideoRemoved
+from streams.topics import UPLOADS
+
+NOBODY = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+EVENT = VideoRemoved(event_time_ms=0, video_id="v")
+
+
+def test_records_that_nobody_acknowledges_are_reported_by_flush() -> None:
+    client = producer(NOBODY)
+    send(client, NOBODY, UPLOADS, "v", EVENT)
+    with pytest.raises(TransientError, match=r"1 records were not acknowledged within 0\.1 s"):
+        flush(client, timeout_s=0.1)
+
+
+def test_record_that_could_not_be_delivered_is_an_error_and_not_lost_in_silence() -> None:
+    client = producer(NOBODY)
+    send(client, NOBODY, UPLOADS, "v", EVENT)
+    client.purge()
+    with pytest.raises(KafkaException):
+        flush(client, timeout_s=10)
+
+
+def test_credentials_are_passed_on_when_a_mechanism_is_set() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers="a:1",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="PLAIN",
+        sasl_username="freshet",
+        sasl_password=SecretStr("hunter2"),
+        ssl_ca_location="/ca.pem",
+    )
+    assert client_config(settings) == {
+        "bootstrap.servers": "a:1",
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": "/ca.pem",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "freshet",
+        "sasl.password": "hunter2",
+    }
+    assert client_config(NOBODY) == {"bootstrap.servers": "127.0.0.1:1"}
+
+
+def test_wait_that_is_in_vain_says_what_did_not_happen() -> None:
+    with pytest.raises(TransientError, match="the swap did not happen within 0 s"):
+        wait_until(lambda: False, timeout_s=0, what="the swap")
+
+
+def test_wait_ends_when_the_condition_holds() -> None:
+    answers = iter([False, False, True])
+    wait_until(lambda: next(answers), timeout_s=60, what="the swap", interval_s=0)
+    assert next(answers, None) is None
