@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.codec import decode
@@ -42,6 +42,7 @@ watches = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(watches, max_size=30), st.integers(1, 6))
 def test_history_equals_the_obvious_one(seen: list[Watch], length: int) -> None:
     history = History()
@@ -56,6 +57,7 @@ def test_history_equals_the_obvious_one(seen: list[Watch], length: int) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(watches, max_size=30), st.integers(0, 30), st.integers(1, 6))
 def test_history_restored_midway_ends_as_one_never_interrupted(
     seen: list[Watch], stop: int, length: int
@@ -71,6 +73,7 @@ def test_history_restored_midway_ends_as_one_never_interrupted(
     assert encode_history("u", restored) == encode_history("u", uninterrupted)
 
 
+@settings(deadline=None)
 @given(st.lists(watches, max_size=8))
 def test_encoded_history_is_the_contract_event(seen: list[Watch]) -> None:
     history = History()

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import DecodeError
@@ -59,6 +59,7 @@ rows = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(rows, max_size=4))
 def test_shard_reads_back_as_written(written: list[ShardRow]) -> None:
     assert read_shard(write_shard(written)) == written
@@ -155,6 +156,7 @@ def test_verify_names_what_is_wrong(announced: list[ShardSealed], problem: str) 
     assert problem in found
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_verify_finds_any_lost_or_repeated_shard(sizes: list[int], chance: random.Random) -> None:
     ends = [sum(sizes[:count]) for count in range(len(sizes) + 1)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import DecodeError
@@ -69,6 +69,7 @@ changes = st.dictionaries(st.sampled_from(sorted(fields)), st.none(), max_size=3
 )
 
 
+@settings(deadline=None)
 @given(changes, st.sets(st.sampled_from(sorted(WATCH)), max_size=1), st.booleans())
 def test_decoder_and_contract_agree_on_any_change_of_a_good_watch(
     changed: dict[str, Any], missing: set[str], escaped: bool
@@ -79,6 +80,7 @@ def test_decoder_and_contract_agree_on_any_change_of_a_good_watch(
     assert _verdict(decode_watch, value) == _verdict(_by_contract, value)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_decoder_and_contract_agree_on_damaged_bytes(data: st.DataObject) -> None:
     value = bytearray(json.dumps(WATCH | {"query": "çok güzel", "x": [1, {"y": "ü"}]}).encode())
@@ -98,7 +100,10 @@ def test_decoder_and_contract_agree_on_damaged_bytes(data: st.DataObject) -> Non
         (b"", "empty"),
         (b"{", "invalid_json"),
         (b'{"x":"\xff",' + json.dumps(WATCH).encode()[1:], "invalid_json"),
-        (b'{"x":' + b"[" * 300 + b"]" * 300 + b"," + json.dumps(WATCH).encode()[1:], "invalid_event"),
+        (
+            b'{"x":' + b"[" * 300 + b"]" * 300 + b"," + json.dumps(WATCH).encode()[1:],
+            "invalid_event",
+        ),
         (b'{"x":' + b"1" * 5000 + b"," + json.dumps(WATCH).encode()[1:], "invalid_json"),
         (json.dumps(WATCH | {"schema_version": 2}).encode(), "unknown_schema_version"),
         (json.dumps(WATCH | {"surface": "billboard"}).encode(), "invalid_event"),

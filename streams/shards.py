@@ -1,0 +1,212 @@
+"""Training shards as Parquet: one row per user, complete in itself; knows nothing of Kafka, stores or training.
+
+A row holds the user's features, the history before the shard and the new watches in event-time order, so that
+any trainer can read any shard alone. The schema only ever grows: readers ignore columns they do not know, and a field
+added later comes last, with the default that older shards read as.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec import Struct
+
+from infra.errors import DecodeError
+from streams.events import OffsetRange, ShardSealed
+
+SHARD_SCHEMA_VERSION = 1
+UNKNOWN_CODEBOOK = 0
+ROW_GROUP_ROWS = 10_000
+_METADATA_KEY = b"freshet.shard"
+
+
+class PastWatch(Struct, frozen=True, gc=False):
+    """A watch as later prompts show it; `semantic_id` and `channel` are None while the video has no SID."""
+
+    video_id: str
+    semantic_id: tuple[int, ...] | None
+    channel: str | None
+    percent: int
+    watched_s: float
+    event_time_ms: int
+    surface: str
+    context_video_id: str | None
+
+
+class NewWatch(PastWatch, frozen=True, gc=False):
+    """A watch to learn from, with where in the log it was and what was known when it began."""
+
+    event_id: str
+    partition: int
+    offset: int
+    duration_s: float
+    liked: bool
+    query: str | None
+    append_time_ms: int
+
+
+class ShardRow(Struct, frozen=True):
+    """One user within one shard."""
+
+    user_id: str
+    region: str | None
+    age: int | None
+    gender: str | None
+    device: str | None
+    language: str | None
+    history: list[PastWatch]
+    watches: list[NewWatch]
+    codebook_version: int
+
+
+_PAST_FIELDS = [
+    pa.field("video_id", pa.string(), nullable=False),
+    pa.field("semantic_id", pa.list_(pa.int32())),
+    pa.field("channel", pa.string()),
+    pa.field("percent", pa.int16(), nullable=False),
+    pa.field("watched_s", pa.float32(), nullable=False),
+    pa.field("event_time_ms", pa.int64(), nullable=False),
+    pa.field("surface", pa.string(), nullable=False),
+    pa.field("context_video_id", pa.string()),
+]
+_NEW_FIELDS = [
+    *_PAST_FIELDS,
+    pa.field("event_id", pa.string(), nullable=False),
+    pa.field("partition", pa.int32(), nullable=False),
+    pa.field("offset", pa.int64(), nullable=False),
+    pa.field("duration_s", pa.float32(), nullable=False),
+    pa.field("liked", pa.bool_(), nullable=False),
+    pa.field("query", pa.string()),
+    pa.field("append_time_ms", pa.int64(), nullable=False),
+]
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("region", pa.string()),
+        pa.field("age", pa.int16()),
+        pa.field("gender", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("history", pa.list_(pa.struct(_PAST_FIELDS)), nullable=False),
+        pa.field("watches", pa.list_(pa.struct(_NEW_FIELDS)), nullable=False),
+        pa.field("codebook_version", pa.int32(), nullable=False),
+    ]
+)
+
+
+def write_shard(rows: Sequence[ShardRow], *, ranges: Iterable[OffsetRange] = ()) -> bytes:
+    """Return the shard as a Parquet file, compressed with zstd, its offset ranges in the metadata."""
+    metadata = {
+        "schema_version": SHARD_SCHEMA_VERSION,
+        "ranges": [found.model_dump() for found in ranges],
+    }
+    columns = [
+        _nested(field.type, [getattr(row, field.name) for row in rows])
+        if pa.types.is_list(field.type)
+        else _flat(field, rows)
+        for field in SHARD_SCHEMA
+    ]
+    table = pa.Table.from_arrays(
+        columns, schema=SHARD_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(metadata)})
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    return bytes(sink.getvalue())
+
+
+def _nested(kind: Any, lists: list[list[Struct]]) -> Any:
+    """Return a list<struct> column; field by field, because a dict per watch costs ten times as much."""
+    ends = [0]
+    for found in lists:
+        ends.append(ends[-1] + len(found))
+    flat = [watch for found in lists for watch in found]
+    fields = list(kind.value_type)
+    structs = pa.StructArray.from_arrays([_flat(field, flat) for field in fields], fields=fields)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs, type=kind)
+
+
+def _flat(field: Any, owners: Sequence[Struct]) -> Any:
+    name = field.name
+    return pa.array([getattr(owner, name) for owner in owners], type=field.type)
+
+
+def read_shard(data: bytes) -> list[ShardRow]:
+    """Return the rows of a shard.
+
+    Raises:
+        DecodeError: the bytes are no shard, or one of a newer schema version (`unknown_schema_version`).
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DecodeError(f"not a Parquet file: {error}", "invalid_shard") from error
+    metadata = _metadata(table.schema)
+    if metadata["schema_version"] > SHARD_SCHEMA_VERSION:
+        raise DecodeError(
+            f"shard schema_version is {metadata['schema_version']}; this reader knows up to "
+            f"{SHARD_SCHEMA_VERSION}: update Freshet where the shard is read",
+            "unknown_schema_version",
+        )
+    return msgspec.convert(table.to_pylist(), list[ShardRow])
+
+
+def read_ranges(data: bytes) -> tuple[OffsetRange, ...]:
+    """Return the offset ranges that a shard covers, from the file itself.
+
+    Raises:
+        DecodeError: the bytes are no shard.
+    """
+    try:
+        schema = pq.read_schema(pa.BufferReader(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DecodeError(f"not a Parquet file: {error}", "invalid_shard") from error
+    return tuple(OffsetRange(**found) for found in _metadata(schema)["ranges"])
+
+
+def _metadata(schema: Any) -> dict[str, Any]:
+    found = (schema.metadata or {}).get(_METADATA_KEY)
+    if found is None:
+        raise DecodeError(
+            "a Parquet file, but not a shard: its metadata is missing", "invalid_shard"
+        )
+    metadata: dict[str, Any] = json.loads(found)
+    return metadata
+
+
+def verify_shards(announced: Iterable[ShardSealed]) -> list[str]:
+    """Return what contradicts "every offset exactly once", in words; nothing is the proof.
+
+    Per partition the ranges must follow each other without gap or overlap from the first one on, and in every shard
+    each offset must be a watch, a duplicate, a dead letter, or an offset without a record.
+    """
+    problems = []
+    next_offsets: dict[int, int] = {}
+    seen: set[str] = set()
+    for shard in announced:
+        if shard.shard_id in seen:
+            problems.append(f"{shard.shard_id} is announced twice")
+        seen.add(shard.shard_id)
+        problems += _uncounted(shard)
+        for found in shard.ranges:
+            expected = next_offsets.get(found.partition, found.first_offset)
+            if found.first_offset != expected:
+                fault = "overlaps" if found.first_offset < expected else "leaves a gap after"
+                problems.append(
+                    f"{shard.shard_id} {fault} what came before: partition {found.partition} "
+                    f"begins at {found.first_offset}, expected {expected}"
+                )
+            next_offsets[found.partition] = max(expected, found.last_offset + 1)
+    return problems
+
+
+def _uncounted(shard: ShardSealed) -> list[str]:
+    covered = sum(found.last_offset - found.first_offset + 1 for found in shard.ranges)
+    counted = shard.watches + shard.duplicates + shard.dead_letters + shard.empty_offsets
+    if covered == counted:
+        return []
+    return [f"{shard.shard_id} covers {covered} offsets and accounts for {counted}"]

@@ -1,0 +1,105 @@
+"""Where a sealer goes on after an assignment, a restart or an aborted transaction; knows nothing of shards.
+
+The order is the guarantee. First the committed offsets: while a transaction of the former owner holds them, the broker
+lets the answer wait (read_committed asks for stable offsets). Only then the histories, up to the high watermark of
+that moment: a commit reaches the partitions one after the other, so an end that counts committed records alone may lie
+before the histories that belong to the offsets just read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from infra.clock import Deadline
+from infra.errors import TransientError
+from infra.settings import KafkaSettings
+from streams.client import TopicReader, consumer
+from streams.history import History, decode_history
+from streams.topics import HISTORIES, WATCHES, Topic
+from workers.shard_builder import Restored
+
+TIMEOUT_S = 240.0
+"""Longer than the 60 s after which the broker ends a dead owner's transaction, shorter than the 300 s between polls."""
+
+
+def restore(
+    settings: KafkaSettings, group_member: Consumer, partitions: Collection[int]
+) -> dict[int, Restored]:
+    """Return each partition's next offset and the histories as of that offset.
+
+    Blocks: while a transaction of a former owner is open, at most `TIMEOUT_S`.
+
+    Raises:
+        TransientError: a transaction is still open after that, or the broker does not answer.
+    """
+    if not partitions:
+        return {}
+    deadline = Deadline(TIMEOUT_S)
+    next_offsets = _committed_offsets(settings, group_member, partitions, deadline)
+    histories = _histories(settings, partitions, deadline)
+    return {number: Restored(next_offsets[number], histories[number]) for number in partitions}
+
+
+def _committed_offsets(
+    settings: KafkaSettings, group_member: Consumer, partitions: Collection[int], deadline: Deadline
+) -> dict[int, int]:
+    name = WATCHES.in_cluster(settings)
+    wanted = [TopicPartition(name, number) for number in partitions]
+    while True:
+        try:
+            found = group_member.committed(wanted, timeout=5)
+            failed = next((at.error for at in found if at.error is not None), None)
+        except KafkaException as error:
+            failed = error.args[0]
+        if failed is None:
+            break
+        if deadline.expired() or failed.fatal():
+            raise TransientError(f"the committed offsets of {name} cannot be read: {failed}")
+    return {
+        at.partition: at.offset if at.offset >= 0 else _low_watermark(group_member, at)
+        for at in found
+    }
+
+
+def _low_watermark(client: Consumer, at: TopicPartition) -> int:
+    low, _ = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=30)
+    return int(low)
+
+
+def _histories(
+    settings: KafkaSettings, partitions: Collection[int], deadline: Deadline
+) -> dict[int, dict[str, History]]:
+    histories: dict[int, dict[str, History]] = {number: {} for number in partitions}
+    ends = high_watermarks(settings, HISTORIES, partitions)
+    with TopicReader(settings, [HISTORIES], partitions=partitions) as reader:
+        while any(reader.next_offsets[HISTORIES.name, number] < ends[number] for number in ends):
+            if deadline.expired():
+                raise TransientError(
+                    f"{HISTORIES.in_cluster(settings)} could not be read to its end, {ends}, within "
+                    f"{TIMEOUT_S} s; is a transaction hanging?"
+                )
+            for _, message in reader.poll(timeout_s=0.2, max_records=10_000):
+                users = histories[message.partition()]
+                if message.value() is None:
+                    users.pop(message.key().decode(), None)
+                else:
+                    user_id, history = decode_history(message.value())
+                    users[user_id] = history
+    return histories
+
+
+def high_watermarks(
+    settings: KafkaSettings, topic: Topic, partitions: Collection[int]
+) -> dict[int, int]:
+    """Return the end of each partition, records of transactions that are not settled yet included."""
+    name = topic.in_cluster(settings)
+    client = consumer(settings, overrides={"isolation.level": "read_uncommitted"})
+    try:
+        return {
+            number: int(client.get_watermark_offsets(TopicPartition(name, number), timeout=30)[1])
+            for number in partitions
+        }
+    finally:
+        client.close()

@@ -1,0 +1,220 @@
+"""One shard from the builder into the log, exactly once; knows nothing of where records come from.
+
+Who may commit. Three things keep a sealer that lost its partitions (a zombie) from committing:
+
+1. The offsets are sent with the group metadata captured when the partitions were assigned. The group coordinator
+   refuses an older generation or another member, so at most one member can commit a partition's offsets; histories and
+   announcements become visible only together with them. This alone makes any two live members safe, whatever their
+   transactional ids.
+2. The metadata are never read again later: a client that was thrown out of the group reports an empty member, which the
+   coordinator would let pass.
+3. The transactional id is the member's slot, which one live process holds at a time. A restarted process has its
+   predecessor's id, so starting it ends the transaction that its predecessor left open, at once instead of after a
+   minute. Were two live processes ever to have one id (a cloned disk), the older would be fenced at its next step and
+   stop: nothing is lost, and its log says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from infra.clock import Deadline, now_ms
+from infra.errors import TransientError
+from infra.settings import KafkaSettings
+from infra.storage import ObjectStore
+from streams.codec import MAX_DEAD_KEY_BYTES
+from streams.events import ShardSealed, to_json
+from streams.shards import ShardRow, write_shard
+from streams.topics import DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
+from workers.shard_builder import ShardBuilder
+from workers.video_labels import VideoLabels
+
+SETTLE_TIMEOUT_S = 120.0
+"""Twice the 60 s in which the broker itself settles a transaction."""
+
+
+class SealStep(IntEnum):
+    """The order in which a shard is committed; the number is of the step that has just been done.
+
+    ENCODED -> FILE_WRITTEN -> TRANSACTION_BEGUN -> RESULTS_PRODUCED -> OFFSETS_SENT -> COMMITTED
+
+    Delivery: dying anywhere before COMMITTED leaves at most a file that nobody announced, which is collected later; the
+    records are read again. From COMMITTED on the shard is announced and its records are never read again.
+    """
+
+    ENCODED = 0
+    FILE_WRITTEN = 1
+    TRANSACTION_BEGUN = 2
+    RESULTS_PRODUCED = 3
+    OFFSETS_SENT = 4
+    COMMITTED = 5
+
+
+StepHook = Callable[[SealStep], None]
+
+
+class _Outgoing(NamedTuple):
+    topic: Topic
+    key: bytes | None
+    value: bytes
+    partition: int = -1
+    """-1: by the key."""
+
+
+class ShardCommitter:
+    """Takes a full builder through the steps."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        producer: Producer,
+        store: ObjectStore,
+        *,
+        writer: str,
+        on_step: StepHook,
+    ) -> None:
+        self._settings = settings
+        self._producer = producer
+        self._store = store
+        self._writer = writer
+        self._on_step = on_step
+        self._attempts = 0
+
+    def commit(
+        self, builder: ShardBuilder, labels: VideoLabels, group_metadata: Any
+    ) -> ShardSealed:
+        """Write, announce and commit what the builder holds; return the announcement.
+
+        Delivery: see `SealStep`. After an exception nothing is visible, and `abort` must be called.
+        Blocks: until the brokers have all of it, at most `SETTLE_TIMEOUT_S`.
+
+        Raises:
+            KafkaException: the transaction must be aborted, or (fatal) this producer was fenced.
+            OSError: the store does not take the file.
+        """
+        rows = builder.rows(labels.by_video, labels.codebook_version)
+        ranges = builder.ranges()
+        data = write_shard(rows, ranges=ranges)
+        self._on_step(SealStep.ENCODED)
+
+        # Step 1. Write the file, under a name that no other attempt has: nothing announced is ever overwritten.
+        self._attempts += 1
+        first = ranges[0]
+        shard_id = (
+            f"{first.partition:05d}-{first.first_offset:019d}-{self._writer}-{self._attempts}"
+        )
+        path = f"{shards_folder(self._settings)}/{shard_id}.parquet"
+        sha256 = self._store.put_bytes(path, data)
+        self._on_step(SealStep.FILE_WRITTEN)
+
+        # Step 2. Begin the transaction.
+        self._producer.begin_transaction()
+        self._on_step(SealStep.TRANSACTION_BEGUN)
+
+        # Step 3. Produce the histories, the dead letters and the announcement.
+        sealed = _announcement(builder, rows, shard_id=shard_id, path=path, sha256=sha256)
+        for outgoing in _results(builder, sealed):
+            self._produce(outgoing)
+        self._on_step(SealStep.RESULTS_PRODUCED)
+
+        # Step 4. Send the offsets, as the member that was assigned them.
+        name = WATCHES.in_cluster(self._settings)
+        offsets = [
+            TopicPartition(name, number, offset)
+            for number, offset in builder.next_offsets().items()
+        ]
+        settle(lambda: self._producer.send_offsets_to_transaction(offsets, group_metadata))
+        self._on_step(SealStep.OFFSETS_SENT)
+
+        # Step 5. Commit: all of it becomes visible, or none.
+        settle(self._producer.commit_transaction)
+        self._on_step(SealStep.COMMITTED)
+        return sealed
+
+    def abort(self) -> None:
+        """End the transaction without a trace; the file stays for the collection of orphans.
+
+        Raises:
+            KafkaException: fatal; this producer was fenced.
+        """
+        settle(self._producer.abort_transaction)
+
+    def _produce(self, outgoing: _Outgoing) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    outgoing.topic.in_cluster(self._settings),
+                    key=outgoing.key,
+                    value=outgoing.value,
+                    partition=outgoing.partition,
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                return
+
+
+def shards_folder(settings: KafkaSettings) -> str:
+    """Return the key under which this deployment's shards are stored; deployments may share a store."""
+    return f"{settings.topic_prefix}shards"
+
+
+def _announcement(
+    builder: ShardBuilder, rows: list[ShardRow], *, shard_id: str, path: str, sha256: str
+) -> ShardSealed:
+    event_times_ms = [watch.event_time_ms for row in rows for watch in row.watches]
+    first_append_ms, last_append_ms = builder.append_times_ms
+    return ShardSealed(
+        shard_id=shard_id,
+        path=path,
+        sha256=sha256,
+        ranges=builder.ranges(),
+        rows=len(rows),
+        watches=builder.watches,
+        duplicates=builder.duplicates,
+        dead_letters=len(builder.dead_letters),
+        empty_offsets=builder.empty_offsets,
+        first_event_time_ms=min(event_times_ms, default=0),
+        last_event_time_ms=max(event_times_ms, default=0),
+        first_append_time_ms=first_append_ms,
+        last_append_time_ms=last_append_ms,
+        sealed_time_ms=now_ms(),
+    )
+
+
+def _results(builder: ShardBuilder, sealed: ShardSealed) -> Iterator[_Outgoing]:
+    # A history goes to the number of the partition that its watches came from, whatever partitioner players use:
+    # it is restored with that partition.
+    for partition, user_id, history in builder.updated_histories():
+        yield _Outgoing(HISTORIES, user_id.encode(), history, partition)
+    for key, letter in builder.dead_letters:
+        yield _Outgoing(
+            DEAD_LETTERS[WATCHES.name], (key or b"")[:MAX_DEAD_KEY_BYTES], to_json(letter)
+        )
+    yield _Outgoing(SHARDS, str(sealed.ranges[0].partition).encode(), to_json(sealed))
+
+
+def settle(call: Callable[[], Any]) -> None:
+    """Repeat a transactional call while its outcome is open; such a call resumes where it was.
+
+    Raises:
+        KafkaException: it failed for good.
+        TransientError: its outcome is still open after `SETTLE_TIMEOUT_S`.
+    """
+    deadline = Deadline(SETTLE_TIMEOUT_S)
+    while True:
+        try:
+            call()
+        except KafkaException as error:
+            if not error.args[0].retriable():
+                raise
+            if deadline.expired():
+                raise TransientError(
+                    f"Kafka did not settle a transaction within {SETTLE_TIMEOUT_S} s: {error.args[0]}"
+                ) from error
+        else:
+            return

@@ -1,0 +1,279 @@
+"""The sealer process: `watch.events` in, sealed training shards out; knows nothing of training.
+
+| loop | consumes | waits for | produces |
+| --- | --- | --- | --- |
+| take | watch.events, up to 10,000 records | 0.1 s, or as many records | rows in the builder |
+| label | video.semantic_ids | nothing | labels beside video ids |
+| seal | a full, or old enough, builder | the store, then Kafka | a shard file, ShardSealed, histories, dead letters |
+
+Nothing is read while a shard is sealed, so memory is bounded by one shard and the histories.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from infra import metrics
+from infra.clock import now_ms
+from infra.errors import TransientError
+from infra.log import configure, get_logger
+from infra.settings import Settings
+from infra.storage import ObjectStore
+from streams.client import consumer, producer
+from streams.events import ShardSealed
+from streams.topics import WATCHES
+from workers.member_slot import MemberSlot
+from workers.orphans import collect_orphans
+from workers.restoring import restore
+from workers.sealing import ShardCommitter, StepHook, settle
+from workers.shard_builder import ShardBuilder
+from workers.video_labels import VideoLabels
+
+GROUP = "freshet-watches"
+POLL_S = 0.1
+POLL_RECORDS = 10_000
+SESSION_TIMEOUT_MS = 10_000
+"""How long a dead member keeps its partitions from the others; one restarted in that time has them back at once."""
+DELAYS_PER_SHARD = 1_000
+"""Observed delays of one shard at most: every n-th watch, because observing 50,000 takes longer than writing them."""
+
+log = get_logger()
+
+
+class Sealer:
+    """One member of the consumer group of sealers.
+
+    A rebalance gives all partitions back (the eager protocol), so that every change of generation passes through the
+    callbacks and the group metadata are always those of the partitions in hand. Rows that were not sealed are dropped
+    then, and read again by whoever has the partition next.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        member: str,
+        store: ObjectStore,
+        on_step: StepHook = lambda step: None,
+    ) -> None:
+        """Join the group; `member` is the same after a restart and no other living member's.
+
+        Blocks: until the transaction that a predecessor of the same name left open is aborted.
+        """
+        kafka = settings.kafka
+        self._settings = settings
+        transactional = producer(kafka, transactional_id=f"{GROUP}-{member}")
+        settle(transactional.init_transactions)
+        self._committer = ShardCommitter(
+            kafka,
+            transactional,
+            store,
+            writer=member[:8],
+            on_step=on_step,
+        )
+        self._labels = VideoLabels(kafka)
+        self._builder: ShardBuilder | None = None
+        self._assigned: tuple[int, ...] = ()
+        self._group_metadata: Any = None
+        self._must_restore = False
+        self._consumer = consumer(
+            kafka,
+            group=GROUP,
+            overrides={
+                "group.instance.id": member,
+                "partition.assignment.strategy": "range",
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+            },
+        )
+        self._consumer.subscribe(
+            [WATCHES.in_cluster(kafka)], on_assign=self._on_assign, on_revoke=self._on_revoke
+        )
+
+    def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        self._on_revoke(client, partitions)
+        metadata = client.consumer_group_metadata()
+        if not client.memberid():
+            return  # thrown out again meanwhile: the metadata name nobody, and a revocation follows
+        self._group_metadata = metadata
+        self._assigned = tuple(sorted(found.partition for found in partitions))
+        self._must_restore = True
+
+    def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        self._assigned = ()
+        self._builder = None
+        self._must_restore = False
+
+    def run(self, stopping: threading.Event) -> None:
+        """Seal shard after shard until `stopping` is set, then what is there.
+
+        Raises:
+            TransientError: this member was fenced, or Kafka does not answer; start again.
+        """
+        while not stopping.is_set():
+            self.step()
+        if self._builder is not None and self._builder.records:
+            self._seal(self._builder)
+
+    def step(self) -> None:
+        """Take in the records that are there, and seal when it is time.
+
+        Delivery: what was taken in and not sealed is read again after a crash.
+        """
+        messages = self._consumer.consume(self._room(), POLL_S)
+        if self._must_restore:
+            # What was just consumed may be from before the assignment; it is read again from the restored offsets.
+            self._restore()
+            return
+        builder = self._builder
+        if builder is None:
+            return
+        self._take(builder, messages)
+        self._labels.poll()
+        if self._is_time(builder):
+            self._seal(builder)
+
+    def _room(self) -> int:
+        if self._builder is None:
+            return POLL_RECORDS
+        room = self._settings.watches.shard_max_rows - self._builder.watches
+        return max(1, min(POLL_RECORDS, room))
+
+    def _restore(self) -> None:
+        kafka = self._settings.kafka
+        restored = restore(kafka, self._consumer, self._assigned)
+        name = WATCHES.in_cluster(kafka)
+        self._consumer.assign(
+            [TopicPartition(name, number, found.next_offset) for number, found in restored.items()]
+        )
+        self._builder = ShardBuilder(
+            restored,
+            history_length=self._settings.watches.history_length,
+            future_slack_s=self._settings.watches.future_slack_s,
+        )
+        self._must_restore = False
+        log.info(
+            "partitions_restored",
+            next_offsets={number: found.next_offset for number, found in restored.items()},
+            users=sum(len(found.histories) for found in restored.values()),
+        )
+
+    def _take(self, builder: ShardBuilder, messages: Sequence[Message]) -> None:
+        add = builder.add
+        for message in messages:
+            error = message.error()
+            if error is None:
+                append_time_ms = message.timestamp()[1]
+                add(
+                    message.partition(),
+                    message.offset(),
+                    message.key(),
+                    message.value(),
+                    append_time_ms,
+                )
+            elif error.fatal():
+                raise TransientError(
+                    f"this sealer was put out of its group: {error}; another process has its member name"
+                )
+            else:
+                log.warning("consume_failed", error=str(error))
+
+    def _is_time(self, builder: ShardBuilder) -> bool:
+        if builder.started is None:
+            return False
+        limits = self._settings.watches
+        return (
+            builder.watches >= limits.shard_max_rows
+            or builder.num_bytes >= limits.shard_max_bytes
+            or time.monotonic() - builder.started >= limits.shard_max_age_s
+        )
+
+    def _seal(self, builder: ShardBuilder) -> None:
+        started = time.monotonic()
+        try:
+            sealed = self._committer.commit(builder, self._labels, self._group_metadata)
+        except KafkaException as error:
+            self._abort(error)
+            return
+        _report(sealed, builder, seconds=time.monotonic() - started)
+        builder.begin_next()
+
+    def _abort(self, error: KafkaException) -> None:
+        """Undo a shard that could not be committed; its records are read again, if they are still ours."""
+        metrics.SHARDS.labels(outcome="aborted").inc()
+        if error.args[0].fatal():
+            raise TransientError(
+                f"this sealer was fenced: {error.args[0]}; another process has its transactional id"
+            ) from error
+        log.warning("shard_aborted", error=str(error.args[0]))
+        self._committer.abort()
+        self._builder = None
+        self._must_restore = bool(self._assigned)
+
+    def close(self) -> None:
+        """Leave Kafka; the group keeps the partitions for this member for `SESSION_TIMEOUT_MS`."""
+        self._consumer.close()
+        self._labels.close()
+
+
+def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> None:
+    now = now_ms()
+    append_times_ms = list(builder.watch_append_times_ms())
+    delay = metrics.STAGE_DELAY.labels(stage="watch_to_shard")
+    for append_time_ms in append_times_ms[:: 1 + len(append_times_ms) // DELAYS_PER_SHARD]:
+        delay.observe((now - append_time_ms) / 1000)
+    for outcome, count in (
+        ("accepted", sealed.watches),
+        ("duplicate", sealed.duplicates),
+        ("dead_letter", sealed.dead_letters),
+    ):
+        metrics.RECORDS.labels(topic=WATCHES.name, outcome=outcome).inc(count)
+    for reason, count in Counter(letter.reason for _, letter in builder.dead_letters).items():
+        metrics.DEAD_LETTERS.labels(topic=WATCHES.name, reason=reason).inc(count)
+    metrics.SHARDS.labels(outcome="sealed").inc()
+    metrics.LAST_SUCCESS.labels(stage="watch_to_shard").set_to_current_time()
+    log.info(
+        "shard_sealed",
+        shard_id=sealed.shard_id,
+        ranges=[(at.partition, at.first_offset, at.last_offset) for at in sealed.ranges],
+        rows=sealed.rows,
+        watches=sealed.watches,
+        duplicates=sealed.duplicates,
+        dead_letters=sealed.dead_letters,
+        seconds=round(seconds, 3),
+    )
+
+
+def run(
+    settings: Settings,
+    *,
+    store: ObjectStore | None = None,
+    on_step: StepHook = lambda step: None,
+) -> None:
+    """Be the sealer process until SIGTERM or SIGINT; the shard at hand is sealed before it ends.
+
+    Several may run at once, on one machine or many: they share the partitions.
+
+    Raises:
+        TransientError: fenced, or Kafka does not answer; a supervisor may start it again.
+    """
+    configure("worker.watches", level=settings.log.level, format=settings.log.format)
+    metrics.expose(settings.metrics.host, settings.metrics.watches_port)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    slot = MemberSlot(settings.var_dir / "sealers")
+    store = store or ObjectStore(settings.storage.root)
+    collect_orphans(settings.kafka, store)
+    sealer = Sealer(settings, member=slot.name, store=store, on_step=on_step)
+    try:
+        sealer.run(stopping)
+    finally:
+        sealer.close()
+        slot.close()
