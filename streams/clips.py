@@ -8,13 +8,13 @@ clips. Nobody watches them: MovieLens has no watches of them, and none are inven
 from __future__ import annotations
 
 from streams.events import VideoUploaded
-from streams.timeline import Timeline, TimelineEvent, on_timeline
+from streams.timeline import Timeline, on_timeline
 
 BIG_BUCK_BUNNY = VideoUploaded(
     event_time_ms=0,
     video_id="clip-big-buck-bunny",
-    title="Big Buck Bunny (2008), opening scene",
-    description="A giant rabbit wakes up and stretches in front of his burrow. Open movie, (c) Blender Foundation, CC BY 3.0.",
+    title="Big Buck Bunny (2008), excerpt",
+    description="A giant rabbit comes out of his burrow and stretches. (c) Blender Foundation, CC BY 3.0.",
     tags=("animation", "open movie", "short film", "rabbit"),
     channel="Blender Foundation",
     language="en",
@@ -27,7 +27,7 @@ NASA_WEBB = VideoUploaded(
     event_time_ms=0,
     video_id="clip-nasa-13013",
     title="The Webb space telescope in the cleanroom at NASA Goddard",
-    description="Engineers inspect the golden mirror of the James Webb Space Telescope. NASA footage 13013.",
+    description="A technician on a lift before the golden mirror of the James Webb Space Telescope. NASA footage.",
     tags=("nasa", "james webb space telescope", "cleanroom", "engineering"),
     channel="NASA",
     language="en",
@@ -61,12 +61,11 @@ def with_clips(timeline: Timeline, num_uploads: int = 8) -> Timeline:
 
     Insert them into the part that will be played: ids depend on the number alone.
     """
-    events: list[TimelineEvent] = []
-    step = len(timeline.events) / (num_uploads + 1)
-    cuts = [round(step * (number + 1)) for number in range(num_uploads)]
-    for start, end in zip([0, *cuts], [*cuts, len(timeline.events)], strict=True):
-        if start and events:
-            number = cuts.index(start)
-            events.append(on_timeline(clip_upload(number, events[-1].event_time_ms)))
-        events.extend(timeline.events[start:end])
+    events = list(timeline.events)
+    if not events:
+        return timeline
+    cuts = [round(len(events) * (number + 1) / (num_uploads + 1)) for number in range(num_uploads)]
+    for number, cut in reversed(list(enumerate(cuts))):
+        event_time_ms = events[max(cut - 1, 0)].event_time_ms
+        events.insert(cut, on_timeline(clip_upload(number, event_time_ms)))
     return Timeline(tuple(events))

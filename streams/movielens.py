@@ -167,6 +167,7 @@ def _updates(uploads: dict[int, VideoUploaded], tags: Iterable[_Tag]) -> Iterato
                     "type": "updated",
                     "event_id": f"ml-update-{movie_id}-{number}",
                     "event_time_ms": time_ms,
+                    "upload_time_ms": upload.event_time_ms,
                     "tags": so_far,
                 }
             )
