@@ -113,7 +113,9 @@ class Quantizer(nn.Module):
         for index, (modality, rows_BD) in enumerate(zip(MODALITIES, modalities, strict=True)):
             centred_BD = rows_BD - self.get_buffer(f"mean_{modality}")
             projected_BD = centred_BD @ self.get_buffer(f"projection_{modality}")
-            weighted_BD = nn.functional.normalize(projected_BD, dim=1) * self.get_buffer("weight_M")[index]
+            weighted_BD = (
+                nn.functional.normalize(projected_BD, dim=1) * self.get_buffer("weight_M")[index]
+            )
             # `where`, not a product with the mask: whatever an absent row holds, it must not count.
             fused_BD = fused_BD + torch.where(
                 present_BM[:, index : index + 1], weighted_BD, torch.zeros_like(weighted_BD)

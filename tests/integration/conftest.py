@@ -1,13 +1,17 @@
-"""What integration tests share: one real broker for the whole session."""
+"""What integration tests share: one real broker and one set of real encoders for the whole session."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from infra.kafka.broker import LocalBroker, start_broker
 from infra.settings import load_settings
+from models.encoder_export import export_encoders
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     jars_dir = load_settings().kafka.jars_dir
     with start_broker(tmp_path_factory.mktemp("kafka"), jars_dir=jars_dir) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def encoders_directory() -> Path:
+    """The exported encoders; they are rebuilt only when they are not good."""
+    path = REPOSITORY / "var" / "cache" / "encoders"
+    export_encoders(path)
+    return path

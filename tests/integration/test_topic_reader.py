@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,7 +9,7 @@ from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
 from infra.settings import KafkaSettings
 from streams.admin import create_topics
-from streams.client import TopicReader, flush, producer, send
+from streams.client import TopicReader, flush, producer, send, wait_until
 from streams.codec import decode
 from streams.events import VideoServable
 from streams.topics import SERVABLE, UPLOADS
@@ -55,19 +55,27 @@ class Transactions:
         self.client = producer(settings, transactional_id="writer")
         self.client.init_transactions(60)
 
+        self.reader = TopicReader(settings, [SERVABLE])
+
     def begin(self, numbers: range) -> None:
         self.client.begin_transaction()
         for number in numbers:
             send(self.client, self.settings, SERVABLE, f"v-{number}", servable(number))
         self.client.flush(60)
 
+    def end(self, how: Callable[[float], None]) -> None:
+        """Commit or abort, and return once the end has moved: a moment after Kafka has confirmed it."""
+        before = self.reader.end_offsets()
+        how(60)
+        wait_until(lambda: self.reader.end_offsets() != before, timeout_s=60, what="the end's move")
+
     def commit(self, numbers: range) -> None:
         self.begin(numbers)
-        self.client.commit_transaction(60)
+        self.end(self.client.commit_transaction)
 
     def abort(self, numbers: range) -> None:
         self.begin(numbers)
-        self.client.abort_transaction(60)
+        self.end(self.client.abort_transaction)
 
 
 def numbers_of(settings: KafkaSettings, **options: object) -> list[int]:
@@ -113,8 +121,19 @@ def test_open_transaction_is_not_waited_for(settings: KafkaSettings) -> None:
     transactions.begin(range(3, 6))
     with TopicReader(settings, [SERVABLE]) as reader:
         assert list(read(reader)) == [0, 1, 2]
-        transactions.client.commit_transaction(60)
+        transactions.end(transactions.client.commit_transaction)
         assert list(read(reader)) == [3, 4, 5]
+
+
+def test_own_earlier_transaction_is_in_view_once_its_writer_starts_again(
+    settings: KafkaSettings,
+) -> None:
+    first = Transactions(settings)
+    for number in range(10):
+        first.begin(range(number, number + 1))
+        first.client.commit_transaction(60)
+        first = Transactions(settings)
+        assert numbers_of(settings) == list(range(number + 1))
 
 
 def test_reader_goes_on_where_it_stopped(settings: KafkaSettings) -> None:

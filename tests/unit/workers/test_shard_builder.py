@@ -1,0 +1,143 @@
+"""Records in, a shard out, in memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from streams.codec import decode
+from streams.events import OffsetRange, UserHistory
+from workers.shard_builder import Restored, ShardBuilder
+from workers.video_labels import VideoLabel
+
+NOW_MS = 1_700_000_000_000
+
+
+def builder(*, next_offset: int = 0, history_length: int = 100) -> ShardBuilder:
+    return ShardBuilder(
+        {0: Restored(next_offset, {}), 1: Restored(0, {})},
+        history_length=history_length,
+        future_slack_s=60,
+    )
+
+
+def record(event_id: str, **changed: Any) -> bytes:
+    event = {
+        "event_id": event_id,
+        "event_time_ms": NOW_MS,
+        "user_id": "u",
+        "video_id": "v",
+        "surface": "home",
+        "watched_s": 15,
+        "duration_s": 60,
+    }
+    return json.dumps(event | changed).encode()
+
+
+def add(
+    target: ShardBuilder, offset: int, value: bytes | None, *, key: bytes | None = b"u"
+) -> None:
+    target.add(0, offset, key, value, NOW_MS)
+
+
+def test_every_record_is_a_watch_a_duplicate_or_a_dead_letter() -> None:
+    found = builder()
+    for offset, value in enumerate([record("a"), record("a"), b"{", None, record("b")]):
+        add(found, offset, value)
+    assert (found.watches, found.duplicates, len(found.dead_letters), found.records) == (2, 1, 2, 5)
+    assert found.ranges() == (OffsetRange(partition=0, first_offset=0, last_offset=4),)
+
+
+def test_offsets_without_a_record_are_inside_the_range_and_counted() -> None:
+    found = builder(next_offset=5)
+    add(found, 7, record("a"))
+    add(found, 9, record("b"))
+    assert found.ranges() == (OffsetRange(partition=0, first_offset=5, last_offset=9),)
+    assert found.empty_offsets == 3
+
+
+def test_record_before_the_next_offset_is_our_own_mistake() -> None:
+    found = builder(next_offset=5)
+    with pytest.raises(AssertionError, match="offset=4 expected 5"):
+        add(found, 4, record("a"))
+
+
+def test_row_holds_history_before_the_shard_and_new_watches_by_event_time() -> None:
+    found = builder()
+    add(found, 0, record("a", video_id="first"))
+    found.begin_next()
+    add(found, 1, record("b", event_time_ms=NOW_MS + 20, user={"region": "de"}))
+    add(found, 2, record("c", event_time_ms=NOW_MS + 10, liked=True, query="cats"))
+    [row] = found.rows({"first": VideoLabel((1, 2), "c"), "v": VideoLabel((3, 4), None)}, 7)
+    assert (row.user_id, row.region, row.age, row.codebook_version) == ("u", "de", None, 7)
+    [past] = row.history
+    assert (past.video_id, past.semantic_id, past.channel, past.percent) == (
+        "first",
+        (1, 2),
+        "c",
+        25,
+    )
+    assert [each.event_id for each in row.watches] == ["c", "b"]
+    late = row.watches[0]
+    assert (late.offset, late.liked, late.query, late.semantic_id) == (2, True, "cats", (3, 4))
+    assert (late.duration_s, late.append_time_ms, late.partition) == (60, NOW_MS, 0)
+
+
+def test_videos_without_a_semantic_id_stay_null() -> None:
+    found = builder()
+    add(found, 0, record("a"))
+    [row] = found.rows({}, 0)
+    assert (row.watches[0].semantic_id, row.watches[0].channel) == (None, None)
+
+
+def test_next_shard_begins_where_the_last_ended_and_still_knows_duplicates() -> None:
+    found = builder()
+    add(found, 0, record("a"))
+    found.begin_next()
+    assert (found.ranges(), found.records, found.started) == ((), 0, None)
+    add(found, 1, record("a"))
+    assert found.duplicates == 1
+    assert found.ranges() == (OffsetRange(partition=0, first_offset=1, last_offset=1),)
+    assert found.rows({}, 0) == []
+    assert list(found.updated_histories()) == []
+
+
+def test_updated_histories_are_bounded_contract_events_with_their_partition() -> None:
+    found = builder(history_length=2)
+    for offset in range(3):
+        add(
+            found,
+            offset,
+            record(f"e{offset}", video_id=f"v{offset}", event_time_ms=NOW_MS + offset),
+        )
+    [(partition, user_id, value)] = found.updated_histories()
+    assert (partition, user_id) == (0, "u")
+    history = decode(UserHistory, value)
+    assert [entry.video_id for entry in history.entries] == ["v1", "v2"]
+
+
+@pytest.mark.parametrize(
+    ("key", "event_time_ms", "reason"),
+    [
+        (b"u", NOW_MS + 60_000, None),
+        (b"u", NOW_MS + 60_001, "event_time_in_future"),
+        (b"somebody else", NOW_MS, "key_is_not_user_id"),
+        (None, NOW_MS, "key_is_not_user_id"),
+    ],
+)
+def test_watch_that_breaks_a_rule_of_the_log_is_refused(
+    key: bytes | None, event_time_ms: int, reason: str | None
+) -> None:
+    found = builder()
+    add(found, 0, record("a", event_time_ms=event_time_ms), key=key)
+    assert [letter.reason for _, letter in found.dead_letters] == ([reason] if reason else [])
+
+
+def test_append_times_span_all_records() -> None:
+    found = builder()
+    for offset, append_time_ms in enumerate([50, 40, 60]):
+        found.add(0, offset, b"u", record(str(offset), event_time_ms=0), append_time_ms)
+    assert found.append_times_ms == (40, 60)
+    assert sorted(found.watch_append_times_ms()) == [40, 50, 60]

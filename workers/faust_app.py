@@ -1,0 +1,199 @@
+"""What every Faust worker of Freshet is made of: settings that lose nothing, raw topics, micro-batches, one supervisor.
+
+Faust by default acknowledges what it did not finish: an agent that raises, a record that does not decode and a `take`
+that is closed all commit records that nobody handled. So records stay bytes until our own code decodes them, streams
+are iterated with `noack()`, a batch is acknowledged only when everything made of it is durable, and an error that is no
+dead letter ends the process instead of the agent.
+
+Knows nothing of what the records mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import faust
+
+from infra.clock import Deadline
+from infra.errors import ConfigError
+from infra.log import get_logger
+from infra.settings import KafkaSettings, Settings
+from streams.topics import MAX_MESSAGE_BYTES, Topic
+
+Handler = Callable[[list[Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A record to be produced; a value of None is a tombstone, a partition of None follows from the key."""
+
+    topic: Topic
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def create_faust_app(settings: Settings, name: str) -> faust.App:
+    """Return an app whose consumer group is `name`, with delivery settings that the module's docstring asks for.
+
+    Delivery: at least once. A batch in hand at SIGTERM is finished and committed; at SIGKILL it is read again.
+    """
+    kafka = settings.kafka
+    directory = settings.var_dir / "faust" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return faust.App(
+        kafka.topic_prefix + name,
+        broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
+        broker_credentials=_credentials(kafka),
+        broker_commit_interval=1.0,
+        broker_max_poll_records=500,
+        broker_session_timeout=20.0,
+        broker_heartbeat_interval=3.0,
+        consumer_max_fetch_size=MAX_MESSAGE_BYTES,
+        producer_acks=-1,
+        producer_compression_type="gzip",
+        producer_max_request_size=MAX_MESSAGE_BYTES,
+        stream_buffer_maxsize=256,
+        stream_wait_empty=True,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        topic_partitions=kafka.partitions,
+        topic_replication_factor=kafka.replication,
+        table_standby_replicas=0,
+        processing_guarantee="at_least_once",
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        datadir=str(directory),
+    )
+
+
+def _credentials(kafka: KafkaSettings) -> faust.types.auth.CredentialsT | None:
+    encrypted = kafka.security_protocol in ("SSL", "SASL_SSL")
+    context = (
+        ssl.create_default_context(cafile=kafka.ssl_ca_location or None) if encrypted else None
+    )
+    if kafka.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.sasl_password.get_secret_value(),
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
+
+
+def raw_topic(app: faust.App, kafka: KafkaSettings, topic: Topic) -> Any:
+    """Return a Faust topic of bytes: typed ones commit and skip what they cannot decode."""
+    return app.topic(
+        topic.in_cluster(kafka),
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        partitions=topic.num_partitions(kafka),
+    )
+
+
+class Publisher:
+    """Produces raw records."""
+
+    def __init__(self, app: faust.App, kafka: KafkaSettings, topics: Iterable[Topic]) -> None:
+        self._topics = {topic.name: raw_topic(app, kafka, topic) for topic in topics}
+
+    async def publish(self, records: Iterable[Outgoing]) -> None:
+        """Produce the records and wait until the brokers have them all.
+
+        Delivery: on return all are durable; a crash before that leaves any subset of them.
+        """
+        waiting = [
+            await self._topics[record.topic.name].send(
+                key=record.key,
+                value=record.value,
+                partition=record.partition,
+                headers=dict(record.headers),
+            )
+            for record in records
+        ]
+        await asyncio.gather(*waiting)
+
+
+async def handle_batches(
+    app: faust.App, stream: Any, handle: Handler, *, size: int, wait_s: float
+) -> None:
+    """Feed a stream to `handle` in micro-batches, acknowledging each, in order, once `handle` returned.
+
+    Delivery: a batch whose handling did not return is read again after a restart. This is the process's supervisor:
+    whatever `handle` raises ends the process, for an agent that goes on would leave the batch behind.
+    """
+    try:
+        async for batch in micro_batches(stream.noack().events(), size=size, wait_s=wait_s):
+            await handle(batch)
+            for event in batch:
+                event.ack()
+    except Exception as error:  # noqa: BLE001 - the supervisor
+        get_logger().exception("worker_crashed")
+        await app.crash(error)
+
+
+async def micro_batches(
+    events: AsyncIterator[Any], *, size: int, wait_s: float
+) -> AsyncIterator[list[Any]]:
+    """Yield lists of 1 to `size` events, each at most `wait_s` after its first event came.
+
+    No call to the iterator is ever cancelled while it is used, as that would lose the event it was about to give.
+    """
+    following: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            following = following or asyncio.create_task(_next(events))
+            batch = [await following]
+            following = None
+            deadline = Deadline(wait_s)
+            while batch[-1] is not _END and len(batch) < size:
+                following = asyncio.create_task(_next(events))
+                done, _ = await asyncio.wait({following}, timeout=deadline.remaining_s())
+                if not done:
+                    break
+                batch.append(following.result())
+                following = None
+            ended = batch[-1] is _END
+            if kept := batch[:-1] if ended else batch:
+                yield kept
+            if ended:
+                return
+    finally:
+        if following is not None:
+            following.cancel()
+
+
+_END = object()
+
+
+async def _next(events: AsyncIterator[Any]) -> Any:
+    return await anext(events, _END)
+
+
+def run_app(app: faust.App) -> None:
+    """Run the app until SIGTERM or SIGINT; does not return. Status 0 when stopped, 1 after a crash."""
+    for chatty in ("faust", "mode", "aiokafka"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    faust.Worker(app, quiet=True, override_logging=False).execute_from_commandline()
+
+
+def require_broker(kafka: KafkaSettings) -> None:
+    """Refuse to start a worker that was not told where Kafka is.
+
+    Raises:
+        ConfigError: there is no address.
+    """
+    if not kafka.bootstrap_servers:
+        raise ConfigError(
+            "FRESHET_KAFKA__BOOTSTRAP_SERVERS is empty: a worker joins a running Kafka; "
+            "set it, or let `freshet up` start one"
+        )
