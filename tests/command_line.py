@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import typer.main
-
 import freshet
+import typer.main
 
 
 def tree() -> Any:

@@ -35,7 +35,9 @@ def run(name: str, var_dir: Path) -> Path:
     report = provenance() | {"measures": [measure.as_json() for measure in measures]}
     path = var_dir / "bench" / f"{name}.json"
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
-    Console().print(_table(name, measures), f"\n{path}")
+    console = Console()
+    console.print(_table(name, measures))
+    console.print(path)
     return path
 
 

@@ -1,0 +1,55 @@
+# Needs Python 3.11 and make, nothing else: no Java, no Docker, no git. `make` alone says what there is to do.
+
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+STARTED := $(shell date +%s)
+# The first of these that is a Python 3.11; name another with `make PYTHON=/path/to/python3.11 ...`.
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help setup demo test test-long check bench format docs lock clean
+
+help: ## Say what there is to do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## Build .venv from the pinned requirements, if they changed
+
+.venv/.ready: constraints.txt infra/encoders.lock infra/install.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Freshet needs Python 3.11 and found none. Install it (apt install python3.11 python3.11-venv," \
+		"or pyenv install 3.11), or name one: make PYTHON=/path/to/python3.11 setup" >&2; exit 2; }
+	@$(PYTHON) infra/install.py
+	@touch $@
+
+demo: setup ## The whole loop on real data, then a report (more flags: ARGS="--help")
+	@$(BIN)/freshet demo --started $(STARTED) $(ARGS)
+
+test: setup ## The tests; the exhaustive ones as a seeded sample
+	@$(BIN)/pytest -m "not long" $(ARGS)
+
+test-long: setup ## All tests, exhaustive ones in full
+	@$(BIN)/pytest -m "long or not long" $(ARGS)
+
+check: setup ## Format, lint, types, direction of imports, sizes, names, documents
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/pytest --quiet tests/unit/test_layout.py tests/unit/test_documents.py tests/unit/test_compose.py
+
+bench: setup ## Run tests/bench/NAME.py and write var/bench/NAME.json: make bench NAME=broker
+	@$(BIN)/python -m tests.bench.run $(NAME)
+
+format: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+docs: setup ## Write the generated parts of README.md: the tree and the settings
+	@$(BIN)/python -m tests.readme_blocks
+
+lock: setup ## Pin anew what pyproject.toml asks for; kept pins stay, unless ARGS=--upgrade
+	@$(BIN)/python -m uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--python $(BIN)/python --group dev --all-extras $(ARGS) pyproject.toml --output-file constraints.txt
+
+clean: ## Remove what can be built again; var/ (data, reports) stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -prune -exec rm -rf {} +
