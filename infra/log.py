@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from functools import partial
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
 def configure(process: str, *, level: str = "INFO", format: str = "auto") -> None:
     """Send all logging of this process to stderr, each line carrying the process's name."""
     shared: list[Processor] = [
+        partial(_name_process, process),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -43,7 +45,11 @@ def configure(process: str, *, level: str = "INFO", format: str = "auto") -> Non
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
+
+
+def _name_process(process: str, logger: object, method: str, event: EventDict) -> EventDict:
+    event["process"] = process  # a context variable would be unknown to threads
+    return event
 
 
 def get_logger() -> FilteringBoundLogger:

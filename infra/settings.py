@@ -7,13 +7,13 @@ A misspelt name is refused, with the nearest real one.
 from __future__ import annotations
 
 import difflib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import ConfigError
 
@@ -171,18 +171,16 @@ class DataSettings(_Group):
 class LogSettings(_Group):
     """Logging."""
 
-    level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
-    format: str = Field(
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="lowest level that is logged"
+    )
+    format: Literal["auto", "console", "json"] = Field(
         "auto", description="console, json, or auto: console on a terminal, JSON elsewhere"
     )
 
 
-class Settings(BaseSettings):
+class Settings(_Group):
     """All deployment settings; build it with `load_settings`, pass it as an argument."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
-    )
 
     var_dir: Path = Field(Path("var"), description="everything a local run writes")
     seed: int = Field(0, description="seed of every random choice")
@@ -218,18 +216,44 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: a `FRESHET_*` name is unknown, or a value is not valid.
     """
     environ = os.environ if environ is None else environ
-    known = [name for name, _ in setting_fields()]
+    known = {name for name, _ in setting_fields()}
     for name in environ:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; `freshet doctor` lists them all"
-            raise ConfigError(f"unknown setting {name}{hint}")
+            raise ConfigError(f"unknown setting {name}; {_way_out(name.upper(), known)}")
     try:
-        return Settings()
+        return Settings.model_validate(_nested(environ))
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
         raise ConfigError(f"setting {name} has value {first['input']!r}: {first['msg']}") from None
+
+
+def _way_out(name: str, known: Iterable[str]) -> str:
+    # Without the prefix, which makes all names look alike.
+    endings = [each.removeprefix(PREFIX) for each in known]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1)
+    return f"did you mean {PREFIX}{near[0]}?" if near else "`freshet doctor` lists them all"
+
+
+def _nested(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values by group and name; an empty variable is as good as none."""
+    texts = {name.upper(): text for name, text in environ.items() if text}
+    values: dict[str, Any] = {}
+    for name, field in setting_fields():
+        if name not in texts:
+            continue
+        value: Any = texts[name]
+        if get_origin(field.annotation) is tuple:
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ConfigError(
+                    f'setting {name} has value {value!r}, expected a JSON list, such as ["a", "b"]'
+                ) from error
+        *groups, key = name.removeprefix(PREFIX).lower().split("__")
+        group = values.setdefault(groups[0], {}) if groups else values
+        group[key] = value
+    return values
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
@@ -248,6 +272,4 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ",".join(f'"{part}"' for part in value) + "]"
-    return str(value)
+    return json.dumps(value) if isinstance(value, tuple) else str(value)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -30,7 +31,8 @@ class ObjectStore:
     """
 
     def __init__(self, root: str) -> None:
-        self._filesystem, self._root = fsspec.core.url_to_fs(root)
+        remote = {"use_listings_cache": False} if "://" in root else {}  # others write here too
+        self._filesystem, self._root = fsspec.core.url_to_fs(root, **remote)
         self.is_local = "file" in (
             self._filesystem.protocol
             if isinstance(self._filesystem.protocol, tuple)
@@ -74,13 +76,24 @@ class ObjectStore:
         """Return whether something is stored under `key`."""
         return bool(self._filesystem.exists(self._full(key)))
 
+    def unchanged_for(self, prefix: str, age_s: float) -> list[str]:
+        """Return the keys of all files under a folder, half-written ones too, that are at least so old."""
+        full = self._full(prefix)
+        if not self._filesystem.exists(full):
+            return []
+        before = datetime.now(UTC) - timedelta(seconds=age_s)
+        start = len(self._root) + 1
+        found = (str(path) for path in self._filesystem.find(full))
+        return sorted(path[start:] for path in found if self._filesystem.modified(path) <= before)
+
     def list(self, prefix: str) -> list[str]:
-        """Return the keys of all files under a folder, sorted."""
+        """Return the keys of all files under a folder, sorted; what a crash left half-written is not among them."""
         full = self._full(prefix)
         if not self._filesystem.exists(full):
             return []
         start = len(self._root) + 1
-        return sorted(str(found)[start:] for found in self._filesystem.find(full))
+        found = (str(path) for path in self._filesystem.find(full))
+        return sorted(path[start:] for path in found if not _is_temporary(path))
 
     def put_directory(self, key: str, source: Path) -> None:
         """Copy a local folder's files under `key`; publish whatever names them (a manifest) afterwards."""
@@ -102,6 +115,8 @@ class ObjectStore:
     def remove(self, key: str) -> None:
         """Remove a file or folder; nothing happens when it is not there."""
         full = self._full(key)
+        if not key.strip("./"):
+            raise ValueError(f"key {key!r} is the whole store; name what to remove")
         if self.is_local:
             path = Path(full)
             if path.is_dir():
@@ -125,6 +140,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def _is_temporary(path: str) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def sync_directory(path: Path) -> None:

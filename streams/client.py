@@ -7,7 +7,7 @@ committed transactions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -18,6 +18,14 @@ from infra.errors import TransientError
 from infra.settings import KafkaSettings
 from streams.events import to_json
 from streams.topics import MAX_MESSAGE_BYTES, Topic
+
+_PASSING_ERRORS = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._TRANSPORT,  # noqa: SLF001 - its public name
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+}
 
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
@@ -125,20 +133,19 @@ class TopicReader:
         settings: KafkaSettings,
         topics: Iterable[Topic],
         *,
+        partitions: Collection[int] | None = None,
         start: dict[tuple[str, int], int] | None = None,
         from_end: bool = False,
     ) -> None:
-        """Assign all partitions of `topics`, at `start` where it names one, else at the beginning or the end."""
-        self._settings = settings
+        """Assign `partitions` (or all) of `topics`, at `start` where it names one, else at the beginning or the end."""
         self._consumer = consumer(settings, overrides={"enable.partition.eof": True})
         self._by_name = {topic.in_cluster(settings): topic for topic in topics}
         self.next_offsets: dict[tuple[str, int], int] = {}
         assignment = []
         for name, topic in self._by_name.items():
-            for partition in range(topic.num_partitions(settings)):
-                low, high = self._consumer.get_watermark_offsets(
-                    TopicPartition(name, partition), timeout=30
-                )
+            everything = range(topic.num_partitions(settings))
+            for partition in everything if partitions is None else partitions:
+                low, high = self._watermarks(name, partition)
                 offset = (start or {}).get((topic.name, partition), high if from_end else low)
                 self.next_offsets[topic.name, partition] = offset
                 assignment.append(TopicPartition(name, partition, offset))
@@ -150,31 +157,50 @@ class TopicReader:
         """Return the next records, at most `max_records`, waiting up to `timeout_s` for the first."""
         found = []
         for message in self._consumer.consume(max_records, timeout_s):
+            error = message.error()
+            if error is not None and error.code() in _PASSING_ERRORS:
+                continue
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                raise KafkaException(error)
             topic = self._by_name[message.topic()]
             at = (topic.name, message.partition())
-            error = message.error()
             if error is None:
                 self.next_offsets[at] = message.offset() + 1
                 found.append((topic, message))
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+            else:
                 # A transaction's closing marker takes an offset that is never delivered; the end is behind it.
                 self.next_offsets[at] = max(self.next_offsets[at], message.offset())
-            elif not error.retriable():
-                raise KafkaException(error)
         return found
 
     def end_offsets(self) -> dict[tuple[str, int], int]:
         """Return the offset after the newest committed record of each partition."""
+        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
         return {
-            (topic.name, partition): self._consumer.get_watermark_offsets(
-                TopicPartition(name, partition), timeout=30
-            )[1]
-            for name, topic in self._by_name.items()
-            for partition in range(topic.num_partitions(self._settings))
+            (name, partition): self._watermarks(in_cluster[name], partition)[1]
+            for name, partition in self.next_offsets
         }
+
+    def _watermarks(self, name: str, partition: int) -> tuple[int, int]:
+        """Return the oldest offset and the one after the newest committed record.
+
+        A partition that was just created, or whose broker restarts, has no leader for a moment.
+        """
+        deadline = Deadline(30)
+        while True:
+            try:
+                return self._consumer.get_watermark_offsets(
+                    TopicPartition(name, partition), timeout=30
+                )
+            except KafkaException as error:
+                if error.args[0].code() not in _PASSING_ERRORS or deadline.expired():
+                    raise
+            time.sleep(0.05)
 
     def read_to_end(self, *, timeout_s: float = 120) -> Iterator[tuple[Topic, Message]]:
         """Yield everything up to the offsets that are the end right now.
+
+        What a transaction wrote comes into view a moment after its commit returned. Who must not miss its own
+        earlier ones calls `init_transactions` first: that waits until they are complete.
 
         Raises:
             TransientError: the end was not reached within `timeout_s`.

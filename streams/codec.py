@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import pydantic
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from infra.clock import now_ms
 from infra.errors import DecodeError
@@ -16,8 +16,12 @@ from streams.events import SCHEMA_VERSION, DeadLetter, VideoRemoved, VideoUpload
 M = TypeVar("M", bound=BaseModel)
 Upload = VideoUploaded | VideoRemoved
 
-_UPLOAD: TypeAdapter[Upload] = TypeAdapter(Upload)
+# Told apart by `type` alone: by shape, an upload without a title would pass for a removal.
+_UPLOAD: TypeAdapter[Upload] = TypeAdapter(Annotated[Upload, Field(discriminator="type")])
 MAX_RECORD_BYTES = 8_000_000
+MAX_DEAD_KEY_BYTES = (
+    64_000  # in base64 and with a value of MAX_RECORD_BYTES, still within a topic's limit
+)
 
 
 def decode(model: type[M], value: bytes | None) -> M:
@@ -56,7 +60,7 @@ def _checked(value: bytes | None) -> bytes:
 def _refusal(raw: bytes, error: pydantic.ValidationError) -> DecodeError:
     try:
         document = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as cause:
         return DecodeError(f"not JSON: {cause}", "invalid_json")
     version = document.get("schema_version", SCHEMA_VERSION) if isinstance(document, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
@@ -75,18 +79,23 @@ def dead_letter(
     value: bytes | None,
     error: DecodeError,
 ) -> DeadLetter:
-    """Return the dead letter for a refused record; the raw bytes are kept whole."""
+    """Return the dead letter for a refused record.
+
+    Raw bytes are kept whole up to the largest value that is ever decoded; a longer one is cut there, so that its
+    dead letter fits in its topic, and `value_bytes` tells.
+    """
     return DeadLetter(
         topic=topic,
         partition=partition,
         offset=offset,
         reason=error.reason,
         detail=str(error)[:2000],
-        key_base64=_base64(key),
-        value_base64=_base64(value),
+        key_base64=_base64(key, MAX_DEAD_KEY_BYTES),
+        value_base64=_base64(value, MAX_RECORD_BYTES),
+        value_bytes=None if value is None else len(value),
         refused_time_ms=now_ms(),
     )
 
 
-def _base64(data: bytes | None) -> str | None:
-    return None if data is None else base64.b64encode(data).decode()
+def _base64(data: bytes | None, max_bytes: int) -> str | None:
+    return None if data is None else base64.b64encode(data[:max_bytes]).decode()

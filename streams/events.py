@@ -63,11 +63,17 @@ class VideoMetadata(_Model):
     duration_s: float | None = Field(None, ge=0, le=1e7, allow_inf_nan=False)
 
 
+_TYPE = "required on the wire: it alone tells an upload from a removal"
+
+
 class VideoUploaded(Event, VideoMetadata):
     """A video exists, or (as VideoUpdated) its metadata changed: the whole state, not a difference."""
 
-    type: Literal["uploaded", "updated"] = "uploaded"
+    type: Literal["uploaded", "updated"] = Field("uploaded", description=_TYPE)
     video_id: Identifier
+    upload_time_ms: EventTimeMs | None = Field(
+        None, description="when it was first uploaded, on an update; missing, event_time_ms counts"
+    )
     transcript: Text | None = None
     media_uri: str | None = Field(None, max_length=2048)
     thumbnail_uri: str | None = Field(None, max_length=2048)
@@ -76,7 +82,7 @@ class VideoUploaded(Event, VideoMetadata):
 class VideoRemoved(Event):
     """A video must no longer be recommended."""
 
-    type: Literal["removed"] = "removed"
+    type: Literal["removed"] = Field("removed", description=_TYPE)
     video_id: Identifier
 
 
@@ -192,6 +198,9 @@ class ShardSealed(_Model):
     watches: int
     duplicates: int
     dead_letters: int
+    empty_offsets: int = Field(
+        0, description="offsets in the ranges without a record, such as transaction markers"
+    )
     first_event_time_ms: int
     last_event_time_ms: int
     first_append_time_ms: int
@@ -230,7 +239,7 @@ class ImpressionsShown(Event):
     """What one answer showed."""
 
     request_id: str
-    user_id: str | None
+    user_id: str | None = None
     surface: Surface
     arm: str
     model_version: int
@@ -267,15 +276,18 @@ class VideoCounts(_Model):
 
 
 class DeadLetter(_Model):
-    """A record that could not be used, whole, with where it came from and why it was refused."""
+    """A record that could not be used, with where it came from and why it was refused."""
 
     topic: str
     partition: int
     offset: int
     reason: str
     detail: str
-    key_base64: str | None
-    value_base64: str | None
+    key_base64: str | None = None
+    value_base64: str | None = None
+    value_bytes: int | None = Field(
+        None, description="length of the record's value, of which value_base64 holds what fits"
+    )
     refused_time_ms: int
 
 

@@ -1,0 +1,40 @@
+"""Joining a Ray cluster, or being one, in a context that leaves nothing running behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Read by Ray when it is first imported: no usage reports, and no surprise for programs that manage GPUs themselves.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from infra.settings import Settings
+
+OBJECT_STORE_BYTES = 512 * 1024 * 1024  # rounds hand over rows, not data sets
+
+
+@contextmanager
+def ensure_ray(settings: Settings) -> Iterator[str]:
+    """Join the cluster at `FRESHET_RAY__ADDRESS`, or start a local one; yield its address.
+
+    A cluster started here ends with the context, or with this process, however that dies.
+    """
+    if settings.ray.address:
+        ray.init(address=settings.ray.address, log_to_driver=True, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,308 @@
+"""The cold start of everything: a codebook, semantic IDs for the catalogue so far, histories, and a first LRM.
+
+Runs once, before the workers, on the earlier part of a timeline. What it writes to topics and to the object store is
+what the workers would have written, had they seen that part live; it is written in bulk, so that a year of watches
+costs a minute. Started again, it fits the next codebook_version and begins anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from infra.clock import now_ms
+from infra.errors import ConfigError
+from infra.settings import Settings
+from infra.storage import ObjectStore
+from models.allocation import Allocator
+from models.examples import behaviour_examples, describe_texts, metadata_examples, pack
+from models.lrm import NANO, LrmConfig, build_lrm
+from models.prompts import render_history, render_semantic_id
+from models.semantic_id import SemanticIdSpace
+from models.training import TrainingConfig, initial_learning_rate, train_on
+from streams.catalogue import semantic_id_key
+from streams.client import TopicReader, flush, producer, send
+from streams.codes import codes_key
+from streams.events import (
+    CheckpointPromoted,
+    CodesAllocated,
+    CodesComputed,
+    HistoryEntry,
+    SemanticIdAssigned,
+    UserHistory,
+    VideoUploaded,
+    WatchEvent,
+)
+from streams.history import event_hash
+from streams.shards import NewWatch, PastWatch, ShardRow
+from streams.timeline import Timeline
+from streams.topics import ALLOCATIONS, CHECKPOINTS, HISTORIES, SEMANTIC_IDS
+from workers.bootstrap_codebook import fit_codebook
+from workers.training import MODEL_NAME
+from workers.training_actor import Video
+from workers.training_round import behaviours, loss_on
+from workers.training_state import TrainingState, checkpoint_key, new_state, save_state
+
+Progress = Callable[[str, float], None]
+WATCHES_PER_ROW = 25
+ANCHOR_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """How much is spent on the first LRM."""
+
+    lrm: LrmConfig = NANO
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    epochs: int = 3
+    metadata_share: float = 0.3
+    """Share of all metadata examples in each epoch."""
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """What came of it."""
+
+    codebook_version: int
+    videos: int
+    uniqueness: float
+    watches: int
+    model_version: int
+    sha256: str
+    losses: tuple[float, ...]
+
+
+def bootstrap(
+    settings: Settings,
+    timeline: Timeline,
+    *,
+    config: BootstrapConfig | None = None,
+    progress: Progress = lambda stage, share: None,
+) -> Bootstrapped:
+    """Fit, assign, and train on the timeline; publish all of it.
+
+    Delivery: the checkpoint is announced last. Killed before that, nothing serves what is half done; run it again.
+    Blocks: for minutes; `progress` is told (stage, share done).
+
+    Raises:
+        ConfigError: the timeline holds too little to fit a codebook or a model.
+    """
+    config = config or BootstrapConfig()
+    torch.set_num_threads(max(settings.training.threads, torch.get_num_threads()))
+    uploads = catalogue_of(timeline)
+    watches = timeline.watches()
+    if len(watches) < WATCHES_PER_ROW:
+        raise ConfigError(
+            f"the timeline holds {len(watches)} watches; at least {WATCHES_PER_ROW} are needed"
+        )
+    codebook = fit_codebook(uploads, settings, progress=progress)
+    computed = codebook.codes_computed(uploads, append_time_ms=now_ms())
+    assigned = _assign(settings, computed, codebook.manifest.disambiguation_size)
+    videos = {
+        one.video_id: Video(one.semantic_id, one.title, one.channel, one.topics) for one in assigned
+    }
+    _publish_histories(settings, watches)
+    rows = list(rows_of(watches, codebook.manifest.codebook_version))
+    state, losses = initial_fit(
+        rows, videos, codebook.manifest.space, config, seed=settings.seed, progress=progress
+    )
+    sha256 = _promote(settings, state)
+    return Bootstrapped(
+        codebook_version=codebook.manifest.codebook_version,
+        videos=len(assigned),
+        uniqueness=float(codebook.manifest.card["uniqueness"]),
+        watches=len(watches),
+        model_version=state.model_version,
+        sha256=sha256,
+        losses=tuple(losses),
+    )
+
+
+def catalogue_of(timeline: Timeline) -> list[VideoUploaded]:
+    """Return each video's newest state, in the order of first upload."""
+    newest: dict[str, VideoUploaded] = {}
+    for upload in timeline.uploads():
+        newest[upload.video_id] = upload
+    return list(newest.values())
+
+
+def _assign(
+    settings: Settings, computed: Iterable[CodesComputed], capacity: int
+) -> list[SemanticIdAssigned]:
+    """Allocate and publish the catalogue's semantic IDs, allocations first, as the uploads worker does."""
+    allocator, client = Allocator(), producer(settings.kafka)
+    grown: dict[str, CodesAllocated] = {}
+    assigned = []
+    for one in computed:
+        version, codes = one.codebook_version, one.codes
+        code, _ = allocator.allocate(version, codes, one.video_id, capacity=capacity)
+        row = allocator.row(version, codes)
+        grown[codes_key(version, codes)] = CodesAllocated(
+            codes=codes, codebook_version=version, video_ids=row
+        )
+        assigned.append(
+            SemanticIdAssigned(
+                **one.model_dump(), disambiguation_code=code, assigned_time_ms=now_ms()
+            )
+        )
+    for key, allocated in grown.items():
+        send(client, settings.kafka, ALLOCATIONS, key, allocated)
+    flush(client)
+    for each in assigned:
+        key = semantic_id_key(each.video_id, each.codebook_version)
+        send(client, settings.kafka, SEMANTIC_IDS, key, each)
+    flush(client)
+    return assigned
+
+
+def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> None:
+    by_user: dict[str, list[HistoryEntry]] = defaultdict(list)
+    for watch in watches:
+        by_user[watch.user_id].append(
+            HistoryEntry(
+                video_id=watch.video_id,
+                percent=_percent(watch),
+                watched_s=watch.watched_s,
+                event_time_ms=watch.event_time_ms,
+                surface=watch.surface,
+                event_hash=event_hash(watch.event_id),
+                context_video_id=watch.context_video_id,
+            )
+        )
+    client = producer(settings.kafka)
+    for user_id, entries in by_user.items():
+        newest = tuple(entries[-settings.watches.history_length :])
+        send(
+            client, settings.kafka, HISTORIES, user_id, UserHistory(user_id=user_id, entries=newest)
+        )
+    flush(client)
+
+
+def rows_of(watches: Iterable[WatchEvent], codebook_version: int) -> Iterator[ShardRow]:
+    """Yield the watches as shard rows of at most `WATCHES_PER_ROW`, one user's after the other."""
+    by_user: dict[str, list[NewWatch]] = defaultdict(list)
+    for watch in watches:
+        by_user[watch.user_id].append(_new_watch(watch))
+    for user_id, everything in by_user.items():
+        for start in range(0, len(everything), WATCHES_PER_ROW):
+            before: list[PastWatch] = list(everything[max(0, start - 100) : start])
+            yield ShardRow(
+                user_id, None, None, None, None, None,
+                before, everything[start : start + WATCHES_PER_ROW], codebook_version,
+            )  # fmt: skip
+
+
+def _new_watch(watch: WatchEvent) -> NewWatch:
+    return NewWatch(
+        video_id=watch.video_id,
+        semantic_id=None,
+        channel=None,
+        percent=_percent(watch),
+        watched_s=watch.watched_s,
+        event_time_ms=watch.event_time_ms,
+        surface=watch.surface,
+        context_video_id=watch.context_video_id,
+        event_id=watch.event_id,
+        partition=-1,
+        offset=-1,
+        duration_s=watch.duration_s,
+        liked=watch.liked,
+        query=watch.query,
+        append_time_ms=0,
+    )
+
+
+def _percent(watch: WatchEvent) -> int:
+    return round(100 * watch.watched_s / watch.duration_s)
+
+
+def initial_fit(
+    rows: list[ShardRow],
+    videos: dict[str, Video],
+    space: SemanticIdSpace,
+    config: BootstrapConfig,
+    *,
+    seed: int,
+    progress: Progress = lambda stage, share: None,
+) -> tuple[TrainingState, list[float]]:
+    """Return a trained state at model_version 1, and the loss of each step.
+
+    The newest rows are anchors: held out here and ever after, so that the gates can see forgetting.
+    """
+    progress("vocabulary", 0.0)
+    rng = random.Random(seed)
+    anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
+    held_out = {id(row) for row in anchors}
+    learned = [row for row in rows if id(row) not in held_out]
+    lrm = build_lrm(_texts(learned, videos), space, config=config.lrm, seed=seed)
+    state = new_state(lrm, config.training, seed=seed)
+    state.anchor_rows = anchors
+    losses: list[float] = []
+    behaviour = behaviour_examples(lrm, behaviours(learned), videos)
+    metadata = metadata_examples(lrm, videos.values())
+    blocks = []
+    for _ in range(config.epochs):
+        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
+        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
+    losses = train_on(
+        lrm,
+        state.optimizer,
+        blocks,
+        config.training,
+        learning_rate=lambda step, steps: initial_learning_rate(config.training, step, steps),
+        on_step=lambda step, steps, _: progress("lrm", step / steps),
+    )
+    for row in learned:
+        state.reservoir.add(row, state.rng)
+        newest = max(watch.event_time_ms for watch in row.watches)
+        state.newest_event_time_ms = max(state.newest_event_time_ms, newest)
+    state.model_version, state.steps = 1, len(losses)
+    state.anchor_loss = loss_on(state, anchors, videos)
+    return state, losses
+
+
+def _texts(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
+    """Yield what the BPE is trained on: the catalogue's words, and the lines of some histories without their codes."""
+    yield from describe_texts(videos.values())
+    for row in rows[:2000]:
+        for (ask, watched), watch in zip(
+            render_history(row.watches, videos), row.watches, strict=False
+        ):
+            video = videos.get(watch.video_id)
+            if video is not None:
+                yield (ask + watched).replace(render_semantic_id(video.semantic_id), " ")
+
+
+def _promote(settings: Settings, state: TrainingState) -> str:
+    """Save the first checkpoint where the topics end now, and announce it."""
+    store = ObjectStore(settings.storage.root)
+    store.remove(
+        f"checkpoints/{MODEL_NAME}"
+    )  # of an earlier codebook; nothing may go on from those
+    with TopicReader(settings.kafka, [SEMANTIC_IDS], from_end=True) as reader:
+        state.positions.next_semantic_id_offsets = {
+            at: to for (_, at), to in reader.next_offsets.items()
+        }
+    record = {"shard_ids": [], "metrics": {"anchor_loss": state.anchor_loss}, "refused": ""}
+    sha256 = save_state(
+        state, store, MODEL_NAME, scratch=Path(settings.var_dir) / "scratch", record=record
+    )
+    client = producer(settings.kafka)
+    event = CheckpointPromoted(
+        model_name=MODEL_NAME,
+        model_version=state.model_version,
+        codebook_version=state.lrm.space.codebook_version,
+        path=checkpoint_key(MODEL_NAME, state.model_version),
+        sha256=sha256,
+        metrics=record["metrics"],
+        newest_event_time_ms=state.newest_event_time_ms,
+        promoted_time_ms=now_ms(),
+    )
+    send(client, settings.kafka, CHECKPOINTS, MODEL_NAME, event)
+    flush(client)
+    return sha256

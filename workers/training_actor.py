@@ -1,0 +1,155 @@
+"""The Ray actor that owns the model in training: one process, one state, rounds one after the other.
+
+A thin shell: it loads, calls `run_round`, saves. Its caller (`workers.training`) decides what a round is given, and
+may kill it at any moment: what counts is the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+from infra import log
+from infra.errors import GateError
+from infra.settings import Settings
+from infra.storage import ObjectStore
+from models.semantic_id import SemanticId
+from streams.shards import ShardRow
+from workers.training_round import RoundInput, RoundLimits, run_round
+from workers.training_state import (
+    Positions,
+    checkpoint_key,
+    checkpoint_versions,
+    load_state,
+    save_state,
+)
+
+BEHIND_SERVING = 10  # niceness: where cores are few, answers go first
+
+
+class Video(NamedTuple):
+    """What training needs to know of a video."""
+
+    semantic_id: SemanticId
+    title: str
+    channel: str
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """What a round is given.
+
+    Attributes:
+        rows: of the shards between the last checkpoint's positions and these.
+        shard_ids: which shards those are.
+        new_video_ids: assigned between the last checkpoint's positions and these.
+        positions: what the next round starts from.
+    """
+
+    rows: Sequence[ShardRow]
+    shard_ids: tuple[str, ...]
+    new_video_ids: Sequence[str]
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What came of a round; `refused` names the gate's reason, or is empty."""
+
+    model_version: int
+    path: str
+    sha256: str
+    metrics: dict[str, float]
+    newest_event_time_ms: int
+    seconds: float
+    refused: str
+
+
+class LrmTrainer:
+    """The state of training, moved forward by rounds; testable without Ray."""
+
+    def __init__(self, settings: Settings, model_name: str) -> None:
+        log.configure("train.actor", level=settings.log.level, format=settings.log.format)
+        torch.set_num_threads(settings.training.threads)
+        self._settings = settings
+        self._model_name = model_name
+        self._store = ObjectStore(settings.storage.root)
+        self._videos: dict[str, Video] = {}
+        self._load_newest()
+
+    def _load_newest(self) -> None:
+        version = checkpoint_versions(self._store, self._model_name)[-1]
+        cache = self._settings.var_dir / "cache"
+        self._state = load_state(self._store, self._model_name, version, cache=cache)
+
+    def update_videos(self, changes: Mapping[str, Video | None]) -> int:
+        """Take in assigned, changed and (None) removed videos; return how many are live."""
+        for video_id, video in changes.items():
+            if video is None:
+                self._videos.pop(video_id, None)
+            else:
+                self._videos[video_id] = video
+        return len(self._videos)
+
+    def run_round(self, task: RoundTask) -> RoundOutcome:
+        """Train one round and save it as the next checkpoint, promoted or refused.
+
+        Delivery: killed before the checkpoint is complete, nothing has happened; the same task is to be given again.
+        """
+        started = time.monotonic()
+        training = self._settings.training
+        new = RoundInput(
+            rows=task.rows,
+            new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
+            videos=self._videos,
+        )
+        limits = RoundLimits(training.steps_max, training.replay_share, training.evaluate_max)
+        refused = ""
+        try:
+            metrics = run_round(self._state, new, limits).metrics
+        except GateError as error:
+            refused, metrics = str(error), {}
+            self._load_newest()  # the weights from before, the positions from after: these shards are not retried
+            self._state.model_version += 1
+        self._state.positions = task.positions
+        sha256 = self._save(task, metrics, refused)
+        return RoundOutcome(
+            model_version=self._state.model_version,
+            path=checkpoint_key(self._model_name, self._state.model_version),
+            sha256=sha256,
+            metrics=metrics,
+            newest_event_time_ms=self._state.newest_event_time_ms,
+            seconds=time.monotonic() - started,
+            refused=refused,
+        )
+
+    def _save(self, task: RoundTask, metrics: dict[str, float], refused: str) -> str:
+        record: dict[str, Any] = {
+            "shard_ids": task.shard_ids,
+            "metrics": metrics,
+            "refused": refused,
+        }
+        scratch = self._settings.var_dir / "scratch"
+        try:
+            return save_state(
+                self._state, self._store, self._model_name, scratch=scratch, record=record
+            )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class LrmTrainerActor(LrmTrainer):
+    """The same in a process of its own."""
+
+    def __init__(self, settings: Settings, model_name: str) -> None:
+        os.nice(BEHIND_SERVING)
+        super().__init__(settings, model_name)

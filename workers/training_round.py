@@ -1,0 +1,180 @@
+"""One round of continued pre-training: score what is new, learn it with replay, pass the gates; plain functions.
+
+Rounds, not epochs: every shard is scored once before it is trained on (prequential evaluation), and trained on once.
+Knows nothing of Kafka, Ray and files.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from infra.errors import GateError
+from models.evaluation import ndcg_at_k, recall_at_k
+from models.examples import Behaviour, Example, behaviour_examples, metadata_examples, pack
+from models.lrm import Lrm
+from models.prompts import Ask, VideoLike
+from models.recommend import Request, recommend
+from models.training import evaluate_loss, train_on
+from models.trie import LiveTrie
+from streams.shards import NewWatch, PastWatch, ShardRow
+from workers.training_state import TrainingState
+
+ANCHOR_LOSS_RISE_MAX = 0.10  # of the promoted model's; more is forgetting, not noise
+
+
+@dataclass(frozen=True)
+class RoundInput:
+    """What is new since the last checkpoint.
+
+    Attributes:
+        rows: of all new shards.
+        new_videos: assigned since the last checkpoint; their text is learned before anyone has watched them.
+        videos: all live videos; watches of others are left out and counted.
+    """
+
+    rows: Sequence[ShardRow]
+    new_videos: Sequence[VideoLike]
+    videos: Mapping[str, VideoLike]
+
+
+@dataclass(frozen=True)
+class RoundLimits:
+    """How much one round may do."""
+
+    steps_max: int
+    replay_share: float
+    evaluate_max: int
+
+
+@dataclass
+class RoundResult:
+    """What a round measured."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+
+def behaviours(rows: Iterable[ShardRow]) -> list[Behaviour]:
+    """Return shard rows as the LRM's examples are made from them."""
+    return [Behaviour(row, row.history, row.watches) for row in rows]
+
+
+def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> RoundResult:
+    """Move the state one round forward and return what was measured.
+
+    Raises:
+        GateError: the result must not be promoted; the caller goes on from the last checkpoint.
+    """
+    result = RoundResult()
+    result.metrics |= prequential(state.lrm, new, limits.evaluate_max, state.rng)
+    unknown = sum(watch.video_id not in new.videos for row in new.rows for watch in row.watches)
+    result.metrics["unknown_video_watches"] = float(unknown)
+    blocks = pack(
+        _examples(state, new, limits.replay_share),
+        block_tokens=state.config.block_tokens,
+        rng=state.rng,
+    )
+    most = limits.steps_max * state.config.blocks_per_step
+    result.metrics["blocks_left_out"] = float(max(0, len(blocks) - most))
+    result.losses = train_on(state.lrm, state.optimizer, blocks[:most], state.config)
+    state.steps += len(result.losses)
+    state.model_version += 1
+    for row in new.rows:
+        state.reservoir.add(row, state.rng)
+        for watch in row.watches:
+            state.newest_event_time_ms = max(state.newest_event_time_ms, watch.event_time_ms)
+    result.metrics |= {
+        "loss": sum(result.losses) / max(1, len(result.losses)),
+        "steps": float(len(result.losses)),
+        "tokens": float(sum(len(block.token_ids_T) for block in blocks[:most])),
+    }
+    result.metrics["anchor_loss"] = pass_gates(state, result.losses, new.videos)
+    return result
+
+
+def _examples(state: TrainingState, new: RoundInput, replay_share: float) -> list[Example]:
+    """Return behaviour, metadata and replay examples; replay is a share of the behaviour examples."""
+    fresh = behaviour_examples(state.lrm, behaviours(new.rows), new.videos)
+    num_replayed = round(len(fresh) * replay_share / (1 - replay_share))
+    replayed = state.rng.sample(state.reservoir.rows, min(num_replayed, len(state.reservoir.rows)))
+    old = behaviour_examples(state.lrm, behaviours(replayed), new.videos)
+    state.rng.shuffle(old)
+    return fresh + old[:num_replayed] + metadata_examples(state.lrm, new.new_videos)
+
+
+def pass_gates(
+    state: TrainingState, losses: Sequence[float], videos: Mapping[str, VideoLike]
+) -> float:
+    """Check a freshly trained state and return its loss on the anchor rows.
+
+    Raises:
+        GateError: a loss or weight is not finite, or old watches are predicted worse than the limit allows.
+    """
+    if not all(math.isfinite(loss) for loss in losses):
+        raise GateError(f"a training loss is not finite: {losses}", "finite_loss")
+    if not all(bool(torch.isfinite(one).all()) for one in state.lrm.model.parameters()):
+        raise GateError("a weight is not finite", "finite_weights")
+    anchor_loss = loss_on(state, state.anchor_rows, videos)
+    limit = state.anchor_loss * (1 + ANCHOR_LOSS_RISE_MAX)
+    if not anchor_loss <= limit:
+        raise GateError(
+            f"loss on the anchor rows is {anchor_loss:.3f}, at most {limit:.3f} is allowed",
+            "anchor_loss",
+        )
+    return anchor_loss
+
+
+def loss_on(
+    state: TrainingState, rows: Sequence[ShardRow], videos: Mapping[str, VideoLike]
+) -> float:
+    """Return the loss on rows without learning from them; 0 when there are none."""
+    examples = behaviour_examples(state.lrm, behaviours(rows), videos)
+    blocks = pack(examples, block_tokens=state.config.block_tokens, rng=random.Random(0))
+    return evaluate_loss(state.lrm, blocks, blocks_per_step=state.config.blocks_per_step)
+
+
+def prequential(
+    lrm: Lrm, new: RoundInput, evaluate_max: int, rng: random.Random
+) -> dict[str, float]:
+    """Return recall@10 and NDCG@10 on a sample of new watches, before anything is learned from them."""
+    asked = [
+        (row, index)
+        for row in new.rows
+        for index, watch in enumerate(row.watches)
+        if watch.video_id in new.videos
+    ]
+    sample = rng.sample(asked, min(evaluate_max, len(asked)))
+    if not sample:
+        return {}
+    trie = LiveTrie(lrm.space)
+    ids = list(new.videos)
+    trie.insert_many([new.videos[one].semantic_id for one in ids], ids, [0] * len(ids))
+    requests = [_request(row, index) for row, index in sample]
+    ranked: list[list[str]] = []
+    for start in range(0, len(requests), 8):
+        found = recommend(
+            lrm, requests[start : start + 8], trie.view, new.videos, top_k=10, beam_width=10
+        )
+        ranked += [[candidate.video_id for candidate in one] for one in found]
+    targets = [row.watches[index].video_id for row, index in sample]
+    return {
+        "prequential_recall_at_10": recall_at_k(ranked, targets),
+        "prequential_ndcg_at_10": ndcg_at_k(ranked, targets),
+        "prequential_requests": float(len(targets)),
+    }
+
+
+def _request(row: ShardRow, index: int) -> Request:
+    target = row.watches[index]
+    before: list[PastWatch | NewWatch] = [*row.history, *row.watches[:index]]
+    return Request(
+        viewer=row,
+        watches=before,
+        ask=Ask(target.surface, target.context_video_id, target.query),
+        excluded_video_ids={watch.video_id for watch in before},
+    )

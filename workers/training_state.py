@@ -1,0 +1,210 @@
+"""Everything the training loop must not lose, as one folder: weights, optimizer, random state, replay, positions.
+
+    <store>/checkpoints/<model name>/000007/
+        config.json model.safetensors tokenizer.json lrm.json    what serving loads
+        optimizer.safetensors reservoir.parquet state.json        what the next round needs as well
+
+A checkpoint is written under a temporary name and renamed: it is there whole, or not at all. Its number is the
+model_version. Knows nothing of Kafka and Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from infra.errors import VersionMismatchError
+from infra.storage import ObjectStore, sha256_of
+from models.lrm import Lrm, load_lrm, save_lrm
+from models.training import TrainingConfig, make_optimizer, optimizer_tensors, restore_optimizer
+from streams.shards import ShardRow, read_shard, write_shard
+
+CHECKPOINTS_KEY = "checkpoints"
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RESERVOIR_FILE = "reservoir.parquet"
+
+
+@dataclass
+class Positions:
+    """What has been learned from: the next offset of each partition of the two topics that training consumes."""
+
+    next_shard_offset: int = 0
+    next_semantic_id_offsets: dict[int, int] = field(default_factory=dict)
+
+
+class Reservoir:
+    """A uniform sample of all rows ever trained on (Vitter 1985, algorithm R), for replay."""
+
+    def __init__(self, capacity: int, *, rows: list[ShardRow] | None = None, seen: int = 0) -> None:
+        self.capacity = capacity
+        self.rows = rows or []
+        self.seen = seen
+
+    def add(self, row: ShardRow, rng: random.Random) -> None:
+        """Offer a row; each row ever offered is held with the same probability."""
+        self.seen += 1
+        if len(self.rows) < self.capacity:
+            self.rows.append(row)
+            return
+        place = rng.randrange(self.seen)
+        if place < self.capacity:
+            self.rows[place] = row
+
+
+@dataclass
+class TrainingState:
+    """The mutable whole that a round moves forward."""
+
+    lrm: Lrm
+    config: TrainingConfig
+    optimizer: torch.optim.AdamW
+    reservoir: Reservoir
+    positions: Positions
+    rng: random.Random
+    model_version: int = 0
+    steps: int = 0
+    anchor_rows: list[ShardRow] = field(default_factory=list)
+    anchor_loss: float = float("inf")
+    newest_event_time_ms: int = 0
+
+
+def new_state(
+    lrm: Lrm, config: TrainingConfig, *, seed: int, reservoir_rows: int = 2000
+) -> TrainingState:
+    """Return the state before any training."""
+    return TrainingState(
+        lrm=lrm,
+        config=config,
+        optimizer=make_optimizer(lrm, config),
+        reservoir=Reservoir(reservoir_rows),
+        positions=Positions(),
+        rng=random.Random(seed),
+    )
+
+
+def checkpoint_key(model_name: str, model_version: int) -> str:
+    """Return where a checkpoint is in the object store."""
+    return f"{CHECKPOINTS_KEY}/{model_name}/{model_version:06d}"
+
+
+def checkpoint_versions(store: ObjectStore, model_name: str) -> list[int]:
+    """Return the versions of all complete checkpoints, ascending; state.json is what completes one."""
+    prefix = f"{CHECKPOINTS_KEY}/{model_name}"
+    found = [key.split("/") for key in store.list(prefix)]
+    return sorted(
+        int(parts[-2]) for parts in found if parts[-1] == STATE_FILE and parts[-2].isdigit()
+    )
+
+
+def save_state(
+    state: TrainingState,
+    store: ObjectStore,
+    model_name: str,
+    *,
+    scratch: Path,
+    record: dict[str, Any],
+) -> str:
+    """Write the state as checkpoint `model_version` and return its weights' sha256.
+
+    `record` goes into state.json: what was measured, and what the announcement will say.
+
+    Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
+    """
+    folder = scratch / f"{model_name}-{state.model_version:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    notes = {"training": asdict(state.config), "steps": state.steps}
+    sha256 = save_lrm(state.lrm, folder, notes=notes)
+    save_file(optimizer_tensors(state.lrm, state.optimizer), folder / OPTIMIZER_FILE)
+    (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    version, internal, gauss = state.rng.getstate()
+    document = {
+        "model_version": state.model_version,
+        "steps": state.steps,
+        "positions": asdict(state.positions),
+        "rng": [version, list(internal), gauss],
+        "anchor_rows": len(state.anchor_rows),
+        "anchor_loss": state.anchor_loss,
+        "reservoir": {"capacity": state.reservoir.capacity, "seen": state.reservoir.seen},
+        "newest_event_time_ms": state.newest_event_time_ms,
+        "config": asdict(state.config),
+        "files": files,
+        "sha256": sha256,
+        "record": record,
+    }
+    key = checkpoint_key(model_name, state.model_version)
+    store.remove(key)  # what a killed round may have left
+    store.put_directory(key, folder)  # Step 1: the files
+    store.put_bytes(
+        f"{key}/{STATE_FILE}", json.dumps(document).encode()
+    )  # Step 2: what completes them
+    shutil.rmtree(folder)
+    return sha256
+
+
+def read_record(store: ObjectStore, model_name: str, model_version: int) -> dict[str, Any]:
+    """Return a checkpoint's state.json; its `record` is what `save_state` was told to keep."""
+    key = f"{checkpoint_key(model_name, model_version)}/{STATE_FILE}"
+    record: dict[str, Any] = json.loads(store.get_bytes(key))
+    return record
+
+
+def load_positions(store: ObjectStore, model_name: str, model_version: int) -> Positions:
+    """Return what a checkpoint has learned from, without loading it."""
+    return _positions(read_record(store, model_name, model_version))
+
+
+def _positions(document: dict[str, Any]) -> Positions:
+    found = document["positions"]
+    offsets = {int(at): to for at, to in found["next_semantic_id_offsets"].items()}
+    return Positions(found["next_shard_offset"], offsets)
+
+
+def load_state(
+    store: ObjectStore, model_name: str, model_version: int, *, cache: Path
+) -> TrainingState:
+    """Return the state as it was saved, every file's hash checked first.
+
+    Raises:
+        VersionMismatchError: a file is not the one that was saved.
+        TransientError: there is no such checkpoint.
+    """
+    key = checkpoint_key(model_name, model_version)
+    document = json.loads(store.get_bytes(f"{key}/{STATE_FILE}"))
+    folder = store.local_directory(key, cache)
+    for name, expected in document["files"].items():
+        found = sha256_of(folder / name) if (folder / name).is_file() else "no file"
+        if found != expected:
+            raise VersionMismatchError(
+                f"{key}/{name} has sha256 {found}, state.json says {expected}"
+            )
+    lrm = load_lrm(folder, sha256=document["sha256"])
+    config = TrainingConfig(**document["config"])
+    optimizer = make_optimizer(lrm, config)
+    restore_optimizer(lrm, optimizer, load_file(folder / OPTIMIZER_FILE))
+    rows = read_shard((folder / RESERVOIR_FILE).read_bytes())
+    num_anchors = document["anchor_rows"]
+    rng = random.Random()
+    version, internal, gauss = document["rng"]
+    rng.setstate((version, tuple(internal), gauss))
+    return TrainingState(
+        lrm=lrm,
+        config=config,
+        optimizer=optimizer,
+        reservoir=Reservoir(rows=rows[num_anchors:], **document["reservoir"]),
+        positions=_positions(document),
+        rng=rng,
+        model_version=document["model_version"],
+        steps=document["steps"],
+        anchor_rows=rows[:num_anchors],
+        anchor_loss=document["anchor_loss"],
+        newest_event_time_ms=document["newest_event_time_ms"],
+    )
