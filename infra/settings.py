@@ -273,3 +273,13 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def _as_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+def with_values(settings: Settings, **values: Any) -> Settings:
+    """Return a copy with other values, named `group__field`: `with_values(settings, serve__port=0)`."""
+    for name, value in values.items():
+        group, _, key = name.partition("__")
+        if key:
+            value = getattr(settings, group).model_copy(update={key: value})
+        settings = settings.model_copy(update={group: value})
+    return settings

@@ -35,6 +35,8 @@ class QuantizerConfig:
     """0 keeps each principal component's share of the variance, 1 makes all shares equal."""
     kmeans_iterations: int = 25
     """Lloyd steps per level."""
+    imagined_share: float = 0.2
+    """Share of the videos that count once more in the fit, with imagined pictures and sound, where few have real ones."""
     fit_rows_max: int = 100_000
     """Embeddings the codebooks are fitted on; of more, a random sample."""
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
+LRM_MODEL_NAME = "lrm"
+"""`model_name` of the checkpoints that answer recommendations; other names are other models."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -131,8 +132,7 @@ def _nested(kind: Any, lists: list[list[Struct]]) -> Any:
 
 
 def _flat(field: Any, owners: Sequence[Struct]) -> Any:
-    name = field.name
-    return pa.array([getattr(owner, name) for owner in owners], type=field.type)
+    return pa.array(list(map(attrgetter(field.name), owners)), type=field.type)
 
 
 def read_shard(data: bytes) -> list[ShardRow]:

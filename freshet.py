@@ -1,0 +1,272 @@
+"""The front door: every command of Freshet; the one module that may import everything, and does so late.
+
+A command reads the settings, hands them to a plain function and turns its errors into an exit status: 0 fine, 1 a
+fault of ours, 2 something to mend in the settings or the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Annotated
+
+import typer
+
+from infra.errors import ConfigError, FreshetError
+from infra.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="freshet",
+    help="From uploaded to recommended in seconds, from watched to learned in minutes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+worker = typer.Typer(help="Run one worker process until SIGTERM.", no_args_is_help=True)
+topics = typer.Typer(help="Create and list the Kafka topics.", no_args_is_help=True)
+app.add_typer(worker, name="worker")
+app.add_typer(topics, name="topics")
+
+Share = Annotated[
+    float, typer.Option(min=0.01, max=0.99, help="Share of all watches that is the earlier part.")
+]
+
+
+@app.command()
+def demo(
+    events_per_s: Annotated[float, typer.Option(min=1, help="Pace of the later part.")] = 125.0,
+    share: Share = 0.8,
+    requests: Annotated[
+        int, typer.Option(min=1, help="Real watches before which the endpoint is asked.")
+    ] = 600,
+    watches: Annotated[
+        int, typer.Option(min=0, help="Play only so many watches; 0 is all of them.")
+    ] = 0,
+    model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+    started: Annotated[float, typer.Option(hidden=True)] = 0.0,
+) -> None:
+    """Run the whole loop on MovieLens, live, and report what was measured."""
+    from workers.demo_run import DemoOptions, run_demo
+
+    options = DemoOptions(
+        events_per_s=events_per_s,
+        share=share,
+        num_requests=requests,
+        num_watches=watches,
+        model=model,
+        started_s=started or time.time(),
+    )
+    raise typer.Exit(run_demo(load_settings(), options))
+
+
+@app.command()
+def up() -> None:
+    """Start Kafka (unless settings name a cluster), Ray and every process, until Ctrl-C."""
+    from infra.log import configure, get_logger
+    from infra.storage import ObjectStore
+    from models.codebook import current_manifest
+    from workers.stack import kafka_running, processes_running
+
+    settings = _settings()
+    configure("up", level=settings.log.level, format=settings.log.format)
+    stopping = _stop_on_signal()
+    current_manifest(ObjectStore(settings.storage.root))  # says how to bootstrap where nobody has
+    with kafka_running(settings) as running, processes_running(running) as supervisor:
+        get_logger().info(
+            "up", kafka=running.kafka.bootstrap_servers, logs=str(settings.var_dir / "logs")
+        )
+        while not stopping.wait(1.0):
+            supervisor.check()
+
+
+@app.command()
+def bootstrap(
+    share: Share = 0.8,
+    model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+) -> None:
+    """Fit the codebook and the first LRM on the earlier part of MovieLens, and publish both."""
+    from streams.movielens import load_timeline
+    from streams.timeline import split
+    from workers.bootstrap import bootstrap as fit
+    from workers.demo_panel import progress_bars
+    from workers.demo_run import bootstrap_config
+    from workers.stack import kafka_running
+
+    settings = _settings()
+    earlier, _ = split(load_timeline(), share)
+    with kafka_running(settings) as running, progress_bars() as progress:
+        done = fit(running, earlier, config=bootstrap_config(model), progress=progress)
+    _say(
+        f"codebook {done.codebook_version}: {done.videos} videos, uniqueness {done.uniqueness:.3f}; "
+        f"LRM {done.model_version} on {done.watches} watches, last loss {done.losses[-1]:.3f}"
+    )
+
+
+@app.command()
+def replay(
+    events_per_s: Annotated[
+        float, typer.Option(min=0.1, help="Pace, in event-time order.")
+    ] = 100.0,
+    share: Share = 0.8,
+) -> None:
+    """Play the later part of MovieLens into Kafka: uploads, updates and watches."""
+    from rich.progress import Progress
+
+    from streams.movielens import load_timeline
+    from streams.replay import replay as play
+    from streams.timeline import split
+    from workers.stack import with_local_kafka
+
+    settings = with_local_kafka(_settings())
+    _, later = split(load_timeline(), share)
+    with Progress() as bars:
+        task = bars.add_task("replay", total=len(later.events))
+        sent = play(
+            settings.kafka,
+            later.events,
+            events_per_s=events_per_s,
+            on_progress=lambda counts: bars.update(task, completed=counts.total()),
+        )
+    _say(", ".join(f"{count} {kind}" for kind, count in sorted(sent.items())))
+
+
+@app.command()
+def status() -> None:
+    """Print what the topics, the checkpoints and the endpoint say right now, as JSON."""
+    from workers.stack import with_local_kafka
+    from workers.status import status as read
+
+    _say(json.dumps(read(with_local_kafka(_settings())), indent=2))
+
+
+@app.command()
+def schema() -> None:
+    """Print the AsyncAPI 3 document of all topics and events."""
+    from streams.asyncapi import as_json
+
+    _say(as_json(_settings().kafka).rstrip())
+
+
+@app.command()
+def doctor(
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print every setting as a table.")
+    ] = False,
+) -> None:
+    """Check this machine and its settings, and say what is missing and the way out."""
+    from infra.settings_table import settings_table
+    from workers.doctor import diagnose
+
+    if settings:
+        _say(settings_table())
+        return
+    findings = diagnose(_settings())
+    for finding in findings:
+        _say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def train() -> None:
+    """Run the training loop: rounds on new shards and new videos."""
+    from workers.stack import with_local_kafka
+    from workers.training import run
+
+    run(with_local_kafka(_settings()))
+
+
+@app.command()
+def serve() -> None:
+    """Run the HTTP endpoint on Ray Serve."""
+    from serve.app import run
+
+    from workers.stack import with_local_kafka
+
+    run(with_local_kafka(_settings()))
+
+
+@worker.command()
+def uploads() -> None:
+    """Featurize uploads and assign semantic IDs."""
+    from workers.stack import with_local_kafka
+    from workers.uploads import run
+
+    run(with_local_kafka(_settings()))
+
+
+@worker.command("watches")
+def seal_watches() -> None:
+    """Seal watch events into training shards, each exactly once."""
+    from workers.stack import with_local_kafka
+    from workers.watches import run
+
+    run(with_local_kafka(_settings()))
+
+
+@worker.command()
+def freshness() -> None:
+    """Measure coverage, velocity and stage delays."""
+    from workers.freshness import run
+
+    from workers.stack import with_local_kafka
+
+    run(with_local_kafka(_settings()))
+
+
+@topics.command("create")
+def create() -> None:
+    """Create every topic that is missing, with its partitions and cleanup policy."""
+    from streams.admin import create_topics
+    from workers.stack import with_local_kafka
+
+    created = create_topics(with_local_kafka(_settings()).kafka)
+    _say("\n".join(created) if created else "nothing to create")
+
+
+@topics.command("list")
+def list_topics() -> None:
+    """Print every topic with its key, partitions and cleanup policy."""
+    from streams.topics import ALL
+
+    settings = _settings()
+    for topic in ALL:
+        _say(
+            f"{topic.in_cluster(settings.kafka):32} key {topic.key:28} "
+            f"{topic.num_partitions(settings.kafka)} partitions  {topic.cleanup.value}"
+        )
+
+
+def _settings() -> Settings:
+    return load_settings()
+
+
+def _stop_on_signal() -> threading.Event:
+    import signal
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake of the user's is one sentence on stderr, never a traceback."""
+    try:
+        app(arguments)
+    except ConfigError as error:
+        typer.echo(f"freshet: {error}", err=True)
+        sys.exit(2)
+    except FreshetError as error:
+        typer.echo(f"freshet: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

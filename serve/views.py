@@ -1,0 +1,222 @@
+"""What a replica knows, as views of topics: the live videos, the viewers' histories, and what time it is in the stream.
+
+Each view is fed batches of records by one thread and read by many; it settles to one state however often the records
+are read. Knows nothing of Kafka clients, models and HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from infra import metrics
+from infra.clock import now_ms
+from infra.errors import DecodeError
+from infra.log import get_logger
+from models.evaluation import Popularity
+from models.prompts import ViewerLike, WatchLike
+from models.semantic_id import SemanticIdSpace
+from models.trie import LiveTrie
+from serve.follower import Record, refuse
+from streams.catalogue import Catalogue, CatalogueChange
+from streams.events import SemanticIdAssigned
+from streams.history import Entry, History, decode_history
+from streams.topics import HISTORIES
+from streams.watches import Watch, decode_watch
+
+log = get_logger()
+OnLive = Callable[[SemanticIdAssigned], None]
+
+
+class EventClock:
+    """The newest event time seen: "now" for the ages of videos, also while an old stream is replayed."""
+
+    def __init__(self, *, slack_s: float = 86_400.0) -> None:
+        """Start before any event; a time further than `slack_s` in the future is a wrong clock and is passed over."""
+        self._slack_ms = round(slack_s * 1000)
+        self._newest_ms = 0
+        self._writing = threading.Lock()
+
+    def advance(self, event_time_ms: int) -> None:
+        """Take in an event's time; the clock never goes back."""
+        with self._writing:
+            if self._newest_ms < event_time_ms <= now_ms() + self._slack_ms:
+                self._newest_ms = event_time_ms
+
+    def now_ms(self) -> int:
+        """Return the newest event time, or the wall clock before there was any."""
+        return self._newest_ms or now_ms()
+
+
+class CatalogueView:
+    """The live videos of one codebook_version: what is known of each, and the trie that searches walk.
+
+    A removed video leaves the catalogue first, then the trie: whoever finds it in neither or only in the trie must not
+    show it.
+    """
+
+    def __init__(
+        self, space: SemanticIdSpace, clock: EventClock, *, on_live: OnLive = lambda video: None
+    ) -> None:
+        """Start empty; `on_live` is called for each video right after the trie took it, again when it changed."""
+        self.catalogue = Catalogue(space.codebook_version)
+        self.trie = LiveTrie(space)
+        self._clock, self._on_live = clock, on_live
+        self._by_channel: defaultdict[str, set[str]] = defaultdict(set)
+
+    def of_channels(self, channels: Collection[str]) -> set[str]:
+        """Return the ids of all videos of some channels."""
+        empty: set[str] = set()
+        return empty.union(*(self._by_channel.get(channel, empty).copy() for channel in channels))
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Take in a batch of `video.semantic_ids`; the trie is written once."""
+        changed: dict[str, SemanticIdAssigned | None] = {}
+        for record in records:
+            try:
+                change = self.catalogue.apply(record.key, record.value)
+            except DecodeError as error:
+                refuse(record, error)
+                continue
+            if change is not None:
+                self._index(change)
+                changed[change.video_id] = change.current
+        if changed:
+            self._write_trie(changed)
+            metrics.LIVE_VIDEOS.set(len(self.trie.view))
+
+    def _index(self, change: CatalogueChange) -> None:
+        if change.previous is not None:
+            self._by_channel[change.previous.channel].discard(change.video_id)
+        if change.current is not None:
+            self._by_channel[change.current.channel].add(change.video_id)
+            self._clock.advance(change.current.upload_time_ms)
+
+    def _write_trie(self, changed: dict[str, SemanticIdAssigned | None]) -> None:
+        for video_id, current in changed.items():
+            if current is None:
+                self.trie.remove(video_id)
+        present = [current for current in changed.values() if current is not None]
+        try:
+            self._insert(present)
+        except ValueError:
+            present = [video for video in present if self._inserted(video)]
+        for video in present:
+            self._on_live(video)
+
+    def _insert(self, videos: Sequence[SemanticIdAssigned]) -> None:
+        self.trie.insert_many(
+            [video.semantic_id for video in videos],
+            [video.video_id for video in videos],
+            [video.upload_time_ms for video in videos],
+        )
+
+    def _inserted(self, video: SemanticIdAssigned) -> bool:
+        """Insert one video; one whose semantic ID is taken, or lies outside the space, is out of the trie."""
+        try:
+            self._insert([video])
+        except ValueError as error:
+            self.trie.remove(video.video_id)
+            log.error("video_not_servable", video_id=video.video_id, error=str(error))
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class KnownViewer:
+    """What is known of somebody at one moment."""
+
+    features: ViewerLike | None = None
+    watches: Sequence[WatchLike] = ()
+
+
+class HistoryView:
+    """The viewers' histories: `user.histories`, overlaid with the watches that no shard holds yet; and what is popular.
+
+    A history that was sealed and the same watches read from `watch.events` are joined by event hash, so it does not
+    matter which comes first, nor that most come twice.
+    """
+
+    def __init__(
+        self, clock: EventClock, *, length: int = 100, future_slack_s: float = 86_400.0
+    ) -> None:
+        """Start empty; `length` and `future_slack_s` are the sealer's, so that both agree on what a history is."""
+        self._clock, self._length = clock, length
+        self._future_slack_ms = round(future_slack_s * 1000)
+        self._lock = threading.Lock()
+        self._by_user: dict[str, History] = {}
+        self._popularity = Popularity()
+
+    def __len__(self) -> int:
+        return len(self._by_user)
+
+    def of(self, user_id: str) -> KnownViewer:
+        """Return what is known of a viewer now; nothing of an unknown one."""
+        with self._lock:
+            history = self._by_user.get(user_id)
+            if history is None:
+                return KnownViewer()
+            return KnownViewer(history.user, tuple(history.entries))
+
+    def popular(self, k: int, *, live: Collection[str]) -> list[str]:
+        """Return the k most watched of some videos, as far as the histories tell."""
+        with self._lock:
+            return self._popularity.top(k, live=live)
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Take in a batch of `user.histories` and `watch.events`."""
+        for record in records:
+            try:
+                if record.topic is HISTORIES:
+                    self._take_history(record)
+                else:
+                    self._take_watch(record)
+            except DecodeError as error:
+                refuse(record, error)
+
+    def _take_history(self, record: Record) -> None:
+        if record.value is None:
+            with self._lock:
+                self._by_user.pop((record.key or b"").decode(errors="replace"), None)
+            return
+        try:
+            user_id, sealed = decode_history(record.value)
+        except msgspec.DecodeError as error:
+            raise DecodeError(str(error), "invalid_event") from error
+        with self._lock:
+            held = self._by_user.get(user_id)
+            known = {entry.event_hash for entry in held.entries} if held else set()
+            unseen = [entry for entry in sealed.entries if entry.event_hash not in known]
+            if held is None:
+                self._by_user[user_id] = sealed
+            elif unseen:
+                self._by_user[user_id] = _joined(held, unseen, sealed, self._length)
+            self._popularity.add(entry.video_id for entry in unseen)
+        if unseen:
+            self._clock.advance(max(entry.event_time_ms for entry in unseen))
+
+    def _take_watch(self, record: Record) -> None:
+        watch = decode_watch(record.value)
+        self._check(watch, record)
+        with self._lock:
+            history = self._by_user.setdefault(watch.user_id, History())
+            if history.add(watch, length=self._length):
+                self._popularity.add([watch.video_id])
+        self._clock.advance(watch.event_time_ms)
+
+    def _check(self, watch: Watch, record: Record) -> None:
+        """Refuse what the sealer refuses, or a history would hold here what it never holds there."""
+        if watch.event_time_ms > record.append_time_ms + self._future_slack_ms:
+            raise DecodeError("the event time lies in the future", "event_time_in_future")
+        if record.key != watch.user_id.encode():
+            raise DecodeError("the key is not the user_id", "key_is_not_user_id")
+
+
+def _joined(held: History, unseen: Sequence[Entry], sealed: History, length: int) -> History:
+    """Return a history with the entries of both, the newest `length` by event time."""
+    entries = sorted([*unseen, *held.entries], key=lambda entry: entry.event_time_ms)[-length:]
+    return History(entries, held.user or sealed.user)

@@ -1,0 +1,239 @@
+"""From uploads to semantic IDs: the worker's process on the real broker, with the real encoders."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from infra.kafka.broker import LocalBroker
+from infra.settings import Settings, StorageSettings
+from models.quantizer import QuantizerConfig
+from streams.client import TopicReader, consumer
+from streams.codec import decode
+from streams.codes import decode_embedding
+from streams.events import CodesComputed, SemanticIdAssigned, VideoRemoved, VideoUploaded
+from streams.movielens import load_timeline
+from streams.topics import ALLOCATIONS, CODES, UPLOADS
+from tests.integration.uploads_process import UploadsProcess, worker_settings
+from workers.bootstrap_codebook import FittedCodebook, fit_codebook
+from workers.uploads import GROUP
+
+pytestmark = pytest.mark.integration
+
+CONFIG = QuantizerConfig(codebook_sizes=(64, 32, 16), embedding_dim=32)
+BUNNY, NASA = "streams/data/clips/bigbuckbunny.mp4", "streams/data/clips/nasa_13013.mp4"
+
+
+@pytest.fixture(scope="module")
+def uploads() -> list[VideoUploaded]:
+    """The first films of MovieLens."""
+    events = (each.event for each in load_timeline().events)
+    films = (e for e in events if isinstance(e, VideoUploaded) and e.type == "uploaded")
+    return [film for film, _ in zip(films, range(400), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def store(encoders_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    (root / "encoders").symlink_to(encoders_directory)
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(store: Path, uploads: list[VideoUploaded]) -> FittedCodebook:
+    """A codebook fitted to the first half of the films."""
+    settings = Settings(storage=StorageSettings(root=str(store)))
+    return fit_codebook(uploads[:200], settings, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def media_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def worker(
+    broker: LocalBroker,
+    store: Path,
+    fitted: FittedCodebook,
+    media_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[UploadsProcess]:
+    """One running worker for all tests that do not harm it."""
+    running = UploadsProcess(
+        worker_settings(
+            broker.bootstrap_servers, store, tmp_path_factory.mktemp("var"), media_root=media_root
+        )
+    )
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def fragile(
+    broker: LocalBroker, store: Path, fitted: FittedCodebook, tmp_path: Path
+) -> Iterator[UploadsProcess]:
+    """A worker to be harmed."""
+    running = UploadsProcess(worker_settings(broker.bootstrap_servers, store, tmp_path))
+    yield running
+    running.close()
+
+
+def video(video_id: str, title: str, **fields: object) -> VideoUploaded:
+    return VideoUploaded.model_validate(
+        {"event_time_ms": 1, "video_id": video_id, "title": title, **fields}
+    )
+
+
+def semantic_ids(assigned: dict[str, list[SemanticIdAssigned]]) -> dict[str, set[tuple[int, ...]]]:
+    return {video_id: {each.semantic_id for each in found} for video_id, found in assigned.items()}
+
+
+def test_uploads_get_semantic_ids_that_nobody_else_has(
+    worker: UploadsProcess, uploads: list[VideoUploaded]
+) -> None:
+    assigned = worker.assign(*uploads[200:260])
+    assert len({each.semantic_id for each in assigned}) == 60
+    for upload, each in zip(uploads[200:260], assigned, strict=True):
+        assert (each.video_id, each.title, each.topics) == (
+            upload.video_id, upload.title, upload.topics,
+        )  # fmt: skip
+        assert each.upload_append_time_ms <= each.assigned_time_ms
+        assert decode_embedding(each.embedding_f16).shape == (CONFIG.embedding_dim,)
+
+
+def test_uploads_with_the_same_content_differ_in_the_disambiguation_code_alone(
+    worker: UploadsProcess,
+) -> None:
+    copies = worker.assign(*(video(f"copy-{n}", "Cleo the dog fetches") for n in range(3)))
+    assert len({each.codes for each in copies}) == 1
+    assert {each.disambiguation_code for each in copies} == {0, 1, 2}
+
+
+def test_replayed_upload_gets_the_semantic_id_it_has(worker: UploadsProcess) -> None:
+    first, _ = worker.assign(video("replayed", "A walk"), video("other", "A walk"))
+    (again,) = worker.assign(video("replayed", "A walk"))
+    assert again.semantic_id == first.semantic_id
+    assert again.upload_position > first.upload_position
+
+
+def test_edit_that_changes_the_content_gets_another_semantic_id_under_the_same_key(
+    worker: UploadsProcess,
+) -> None:
+    (before,) = worker.assign(video("edited", "How to bake sourdough bread"))
+    (after,) = worker.assign(video("edited", "Space telescope launch, live", type="updated"))
+    assert after.codes != before.codes
+    assert after.codebook_version == before.codebook_version
+
+
+def test_bootstrap_gave_its_catalogue_the_codes_that_the_worker_computes(
+    worker: UploadsProcess, fitted: FittedCodebook, uploads: list[VideoUploaded]
+) -> None:
+    expected = list(fitted.codes_computed(uploads[:200], append_time_ms=1))[:20]
+    assigned = worker.assign(*uploads[:20])
+    same = [a.codes == e.codes for a, e in zip(assigned, expected, strict=True)]
+    assert sum(same) >= 19  # one near-tie may fall the other way
+
+
+def test_removal_becomes_a_tombstone_that_names_its_position(worker: UploadsProcess) -> None:
+    (assigned,) = worker.assign(video("removed", "Soon gone"))
+    worker.send([VideoRemoved(event_time_ms=2, video_id="removed")])
+    worker.wait_for(lambda: bool(worker.tombstones["removed"]), "the tombstone")
+    (headers,) = worker.tombstones["removed"]
+    assert int(headers["upload_position"]) > assigned.upload_position
+
+
+def test_pictures_and_sound_change_the_codes_of_the_same_title(worker: UploadsProcess) -> None:
+    found = worker.assign(
+        video("silent", "My holiday"),
+        video("bunny", "My holiday", media_uri=BUNNY),
+        video("nasa", "My holiday", media_uri=NASA),
+    )
+    assert len({each.codes for each in found}) == 3
+
+
+def test_poison_goes_to_the_dead_letters_and_the_stream_goes_on(
+    worker: UploadsProcess, media_root: Path
+) -> None:
+    (media_root / "text.mp4").write_text("not a film")
+    whole = {"event_time_ms": 1, "type": "uploaded", "video_id": "p", "title": "Poison"}
+    poison: dict[str, bytes | None] = {
+        "empty": None,
+        "invalid_json": b'{"title": "\xff',
+        "invalid_event": json.dumps(whole | {"video_id": None}).encode(),
+        "unknown_schema_version": json.dumps(whole | {"schema_version": 2}).encode(),
+        "no_content": json.dumps(whole | {"title": "\u202e"}).encode(),
+        "media_uri": json.dumps(whole | {"media_uri": "http://127.0.0.1/a.mp4"}).encode(),
+        "media_outside_roots": json.dumps(
+            whole | {"media_uri": f"{media_root}/../secret.mp4"}
+        ).encode(),
+        "media_undecodable": json.dumps(whole | {"media_uri": f"{media_root}/text.mp4"}).encode(),
+        "media_unavailable": json.dumps(whole | {"media_uri": f"{media_root}/late.mp4"}).encode(),
+    }
+    for value in poison.values():
+        worker.send_raw(UPLOADS, b"p", value)
+    worker.assign(video("p", "After the poison"))  # the same key, so the same partition
+
+    worker.wait_for(lambda: len(worker.dead_letters) >= len(poison), "the dead letters")
+    found = {letter.reason: letter for letter in worker.dead_letters}
+    assert found.keys() == poison.keys()
+    for reason, value in poison.items():
+        raw = found[reason].value_base64
+        assert (None if raw is None else base64.b64decode(raw)) == value
+        assert found[reason].topic == UPLOADS.name
+
+
+def test_worker_killed_in_mid_batch_misses_and_doubles_nothing(
+    fragile: UploadsProcess, uploads: list[VideoUploaded]
+) -> None:
+    # Copies, so that a restarted worker that forgot the allocations would hand some out twice.
+    copies = [video(f"copy-{n}", f"One of six {n // 6}") for n in range(60)]
+    events = [*uploads[:150], *copies, *uploads[150:300]]
+    fragile.send(events)
+    for at_least in (20, 150):
+        fragile.wait_for(
+            lambda at_least=at_least: len(fragile.assigned) >= at_least, "some assignments"
+        )
+        fragile.kill()
+        fragile.start()
+    fragile.wait_for(lambda: len(fragile.assigned) >= len(events), "all assignments")
+    assert fragile.stop() == 0
+
+    found = semantic_ids(fragile.assigned)
+    assert found.keys() == {event.video_id for event in events}
+    assert all(len(each) == 1 for each in found.values())
+    assert len(set.union(*found.values())) == len(events)
+    assert fragile.dead_letters == []
+    assert committed(fragile, UPLOADS.name) == ends(fragile, UPLOADS.name)
+
+
+def test_worker_that_cannot_read_its_allocations_stops_instead_of_guessing(
+    fragile: UploadsProcess,
+) -> None:
+    for partition in range(fragile.settings.kafka.partitions):
+        fragile.send_raw(ALLOCATIONS, f"k{partition}".encode(), b"garbage")
+        fragile.send_raw(ALLOCATIONS, f"l{partition}".encode(), b"garbage")
+    fragile.send([video("v1", "Never assigned")])
+    assert fragile.process.wait(120) == 1
+    assert committed(fragile, CODES.name) in ({}, {0: 0}, {1: 0})
+
+
+def ends(worker: UploadsProcess, topic: str) -> dict[int, int]:
+    (found,) = [each for each in (UPLOADS, CODES) if each.name == topic]
+    with TopicReader(worker.settings.kafka, [found]) as reader:
+        return {partition: end for (_, partition), end in reader.end_offsets().items() if end}
+
+
+def committed(worker: UploadsProcess, topic: str) -> dict[int, int]:
+    """The worker group's committed offsets, where there are any."""
+    kafka = worker.settings.kafka
+    client = consumer(kafka, group=GROUP)
+    wanted = [TopicPartition(kafka.topic_prefix + topic, p) for p in range(kafka.partitions)]
+    found = {each.partition: each.offset for each in client.committed(wanted, timeout=60)}
+    client.close()
+    return {partition: offset for partition, offset in found.items() if offset >= 0}
