@@ -63,8 +63,16 @@ SWAPS = Counter("freshet_serving_swaps_total", "Checkpoint swaps, by outcome.", 
 LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
 IMPRESSIONS = Counter(
     "freshet_freshness_impressions_total",
-    "Impressions, by surface and whether the video was new.",
-    ["surface", "new"],
+    "Impressions, by arm, surface and whether the video was new.",
+    ["arm", "surface", "new"],
+)
+COVERAGE = Gauge(
+    "freshet_freshness_coverage_ratio",
+    "Share of all impressions so far that are new videos, by arm and surface.",
+    ["arm", "surface"],
+)
+MODEL_VERSION = Gauge(
+    "freshet_freshness_model_version", "The version that was swapped to last.", ["model_name"]
 )
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."

@@ -29,14 +29,12 @@ class QuantizerConfig:
     """Codes per level, coarse to fine (PLUM 2510.07784 halves each level); here 2^21 cells."""
     embedding_dim: int = 64
     """Dimensions of the fused embedding, at most those of every modality."""
-    modality_weights: tuple[float, ...] = (0.6, 0.25, 0.15)
+    modality_weights: tuple[float, ...] = (0.5, 0.3, 0.2)
     """Share of text, frames and audio in the embedding of a video that has all three."""
     whitening: float = 0.5
     """0 keeps each principal component's share of the variance, 1 makes all shares equal."""
     kmeans_iterations: int = 25
     """Lloyd steps per level."""
-    imagined_share: float = 0.2
-    """Share of the videos that count once more in the fit, with imagined pictures and sound, where few have real ones."""
     fit_rows_max: int = 100_000
     """Embeddings the codebooks are fitted on; of more, a random sample."""
 

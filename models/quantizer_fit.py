@@ -57,35 +57,12 @@ def fit_quantizer(
         report("fusion", index / len(MODALITIES))
         known_ND = rows[modality][present_NM[:, index]]
         _fit_projection(quantizer, modality, known_ND, generator)
-    chosen_N = torch.randperm(num_videos, generator=generator)[: config.fit_rows_max]
-    chosen = [rows[modality][chosen_N] for modality in MODALITIES]
-    embedding_ND = quantizer.fuse((chosen[0], chosen[1], chosen[2]), present_NM[chosen_N])
-    imagined_ND = _with_imagined_media(quantizer, chosen, present_NM[chosen_N], generator)
-    _fit_codebooks(quantizer, torch.cat([embedding_ND, imagined_ND]), generator, report)
+    embedding_ND = quantizer.fuse((rows["text"], rows["frames"], rows["audio"]), present_NM)
+    if num_videos > config.fit_rows_max:
+        chosen = torch.randperm(num_videos, generator=generator)[: config.fit_rows_max]
+        embedding_ND = embedding_ND[chosen]
+    _fit_codebooks(quantizer, embedding_ND, generator, report)
     return quantizer.eval()
-
-
-def _with_imagined_media(
-    quantizer: Quantizer, rows: list[Tensor], present_NM: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Return embeddings of some videos as if they had the modalities that few of the catalogue have.
-
-    Codebooks fitted to texts alone have no codes for what pictures and sound add, and would not tell two clips of the
-    same title apart.
-    """
-    num_imagined = round(quantizer.config.imagined_share * len(present_NM))
-    present_NM = present_NM[:num_imagined].clone()
-    rows = [rows_ND[:num_imagined] for rows_ND in rows]
-    for index in range(1, len(rows)):
-        if not _is_rare(int(present_NM[:, index].sum()), quantizer.config):
-            continue
-        rows[index] = torch.randn(rows[index].shape, generator=generator)
-        present_NM[:, index] = True
-    return quantizer.fuse((rows[0], rows[1], rows[2]), present_NM)
-
-
-def _is_rare(num_samples: int, config: QuantizerConfig) -> bool:
-    return num_samples < _SAMPLES_PER_COMPONENT * config.embedding_dim
 
 
 def _fit_projection(
@@ -94,7 +71,7 @@ def _fit_projection(
     """Set a modality's mean and projection: principal components, or a random rotation if few know it."""
     config = quantizer.config
     projection_DE = quantizer.get_buffer(f"projection_{modality}")
-    if _is_rare(len(known_ND), config):
+    if len(known_ND) < _SAMPLES_PER_COMPONENT * config.embedding_dim:
         # Activations are never negative, so all have much of the diagonal in common: leave that out.
         random_DE = torch.randn(projection_DE.shape, generator=generator)
         projection_DE.copy_(torch.linalg.qr(random_DE - random_DE.mean(0))[0])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hmac
-import json
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
@@ -85,12 +84,12 @@ def _operations(backend: Backend) -> APIRouter:
     return router
 
 
-def _key_check(api_key: str) -> object:
+def _key_check(api_key: str) -> params.Depends:
     def check(given: Annotated[str | None, Depends(_KEY)]) -> None:
         if api_key and not hmac.compare_digest((given or "").encode(), api_key.encode()):
             raise HTTPException(401, "X-API-Key is missing or wrong")
 
-    return Depends(check)
+    return params.Depends(check)
 
 
 _KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
@@ -103,8 +102,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
         {"field": ".".join(str(part) for part in one["loc"][1:]), "message": one["msg"]}
         for one in error.errors()
     ]
-    # ASCII: a field's name may be any string that JSON can spell, also one that UTF-8 cannot.
-    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+    return JSONResponse({"detail": detail}, 422)
 
 
 class BodyLimit:

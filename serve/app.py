@@ -27,7 +27,6 @@ from infra.settings import ServeSettings, Settings
 from infra.storage import ObjectStore, write_atomically
 from models.codebook import current_manifest
 from serve.api import build_api
-from serve.replica import Replica
 from serve.schemas import (
     RecommendationRequest,
     RecommendationResponse,
@@ -47,20 +46,14 @@ INGRESS_CPUS, REPLICA_CPUS = 0.01, 0.1
 log = get_logger()
 
 
-@ray_serve.deployment(
-    name="recommender",
-    max_ongoing_requests=MAX_ONGOING,
-    max_queued_requests=MAX_QUEUED,
-    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-    ray_actor_options={"num_cpus": REPLICA_CPUS},
-    graceful_shutdown_timeout_s=10,
-    graceful_shutdown_wait_loop_s=0.2,
-)
 class RecommenderDeployment:
     """A `Replica` in a Ray actor; sync methods run in threads, so health checks are answered meanwhile."""
 
     def __init__(self, settings: Settings) -> None:
         configure("serve.replica", level=settings.log.level, format=settings.log.format)
+        # Here, so that only the replicas, and neither the ingress nor the driver, import torch.
+        from serve.replica import Replica
+
         name: str = ray_serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(settings, name=name)
 
@@ -122,12 +115,6 @@ class Replicas:
         return text
 
 
-@ray_serve.deployment(
-    name="ingress",
-    max_ongoing_requests=MAX_ONGOING + 2 * MAX_QUEUED,
-    ray_actor_options={"num_cpus": INGRESS_CPUS},
-)
-@ray_serve.ingress()
 class IngressDeployment:
     """HTTP in, calls of the replicas out."""
 
@@ -142,8 +129,25 @@ class IngressDeployment:
 
 def build_app(settings: Settings) -> ray_serve.Application:
     """Return the application that `ray.serve.run` deploys."""
-    recommender = RecommenderDeployment.options(num_replicas=settings.serve.replicas)
-    return IngressDeployment.bind(settings, recommender.bind(settings))
+    recommender = ray_serve.deployment(
+        RecommenderDeployment,
+        name="recommender",
+        num_replicas=settings.serve.replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+    )
+    ingress = ray_serve.deployment(
+        ray_serve.ingress()(IngressDeployment),
+        name="ingress",
+        max_ongoing_requests=MAX_ONGOING + 2 * MAX_QUEUED,
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        graceful_shutdown_wait_loop_s=0.2,
+    )
+    return ingress.bind(settings, recommender.bind(settings))
 
 
 def run(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""One replica, put together: views that follow the topics, the model slot, the recommender; knows nothing of Ray and HTTP.
+"""One replica, put together: views that follow the topics, a model slot, a recommender; knows nothing of Ray and HTTP.
 
 thread       follows                              feeds
 catalogue    video.semantic_ids                   the trie, and what is known of each video

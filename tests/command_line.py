@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import freshet
 import typer.main
+
+import freshet
 
 
 def tree() -> Any:

@@ -53,7 +53,7 @@ def create_faust_app(settings: Settings, name: str) -> faust.App:
         broker_credentials=_credentials(kafka),
         broker_commit_interval=1.0,
         broker_max_poll_records=500,
-        broker_session_timeout=20.0,
+        broker_session_timeout=10.0,  # a killed worker's partitions wait so long
         broker_heartbeat_interval=3.0,
         consumer_max_fetch_size=MAX_MESSAGE_BYTES,
         producer_acks=-1,

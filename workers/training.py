@@ -99,6 +99,10 @@ class TrainingLoop:
         }
         return actor
 
+    def actor_pid(self) -> Any:
+        """Return a reference to the actor's process id, for operators."""
+        return self._actor.pid.remote()
+
     def _take_video(self, message: Message) -> None:
         partition, offset = message.partition(), message.offset()
         try:

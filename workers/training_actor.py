@@ -90,6 +90,10 @@ class LrmTrainer:
         cache = self._settings.var_dir / "cache"
         self._state = load_state(self._store, self._model_name, version, cache=cache)
 
+    def pid(self) -> int:
+        """Return this process's id."""
+        return os.getpid()
+
     def update_videos(self, changes: Mapping[str, Video | None]) -> int:
         """Take in assigned, changed and (None) removed videos; return how many are live."""
         for video_id, video in changes.items():

@@ -62,14 +62,16 @@ class UploadsProcess:
         self._producer = producer(settings.kafka)
         self._reader = TopicReader(settings.kafka, [SEMANTIC_IDS, self._dead_letter_topic])
         self._log = (settings.var_dir / "worker.log").open("ab")
+        self._started: list[subprocess.Popen[bytes]] = []
         self.start()
 
     def start(self) -> None:
-        """Start the process, or another one after the last has ended."""
+        """Start the process, or another one after or beside it."""
         environment = os.environ | as_environment(self.settings)
         self.process = subprocess.Popen(
             [sys.executable, "-c", RUN], env=environment, stderr=self._log, stdout=self._log
         )
+        self._started.append(self.process)
 
     def kill(self) -> None:
         """End the process as a power cut would."""
@@ -83,7 +85,9 @@ class UploadsProcess:
 
     def close(self) -> None:
         """Leave nothing running."""
-        self.kill()
+        for process in self._started:
+            process.kill()
+            process.wait()
         self._reader.close()
         self._log.close()
 

@@ -1,0 +1,299 @@
+"""The freshness worker's process on the real broker, and the catalogue view rebuilt from its topic."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from infra.clock import now_ms
+from infra.errors import ConfigError, TransientError
+from infra.kafka.broker import LocalBroker
+from infra.settings import (
+    KafkaSettings,
+    MetricsSettings,
+    QdrantSettings,
+    Settings,
+    as_environment,
+)
+from streams.admin import create_topics
+from streams.catalogue import semantic_id_key
+from streams.client import TopicReader, flush, producer, send, wait_until
+from streams.codec import decode
+from streams.codes import encode_embedding
+from streams.events import (
+    CheckpointPromoted,
+    DeadLetter,
+    ImpressionItem,
+    ImpressionsShown,
+    SemanticIdAssigned,
+    SwapReported,
+    VideoServable,
+)
+from streams.topics import (
+    CHECKPOINTS,
+    DEAD_LETTERS,
+    IMPRESSIONS,
+    SEMANTIC_IDS,
+    SERVABLE,
+    SWAPS,
+    Topic,
+)
+from workers.catalogue_index import CatalogueIndex
+from workers.freshness_snapshot import FILE_NAME, claim
+
+pytestmark = pytest.mark.integration
+
+RUN = "from infra.settings import load_settings; from workers.freshness import run; run(load_settings())"
+TIMEOUT_S = 120.0
+VIDEOS, ANSWERS = 300, 300
+Sent = list[tuple[Topic, str, BaseModel | None]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
+    """Topics and a folder of this test's own."""
+    found = Settings(
+        var_dir=tmp_path,
+        kafka=KafkaSettings(
+            bootstrap_servers=broker.bootstrap_servers,
+            topic_prefix=f"t{uuid.uuid4().hex[:8]}.",
+            partitions=2,
+        ),
+        metrics=MetricsSettings(freshness_port=free_port()),
+    )
+    create_topics(found.kafka)
+    return found
+
+
+class FreshnessProcess:
+    """The worker in a process of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | as_environment(self.settings)
+        with (self.settings.var_dir / "worker.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN], env=environment, stderr=log, stdout=log
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def report(self) -> dict[str, Any]:
+        path = self.settings.var_dir / FILE_NAME
+        return dict(json.loads(path.read_bytes())) if path.exists() else {"impressions": 0}
+
+    def metrics(self) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.settings.metrics.freshness_port}/metrics").text
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[FreshnessProcess]:
+    running = FreshnessProcess(settings)
+    yield running
+    running.kill()
+
+
+def assigned(number: int, appended_ms: int) -> SemanticIdAssigned:
+    angle = number / VIDEOS
+    embedding = np.array([np.cos(angle), np.sin(angle)], dtype=np.float16)
+    return SemanticIdAssigned.model_validate(
+        {
+            "video_id": f"v{number}", "title": f"Film {number}", "codes": (number % 7, 1),
+            "disambiguation_code": number, "codebook_version": 1,
+            "embedding_f16": encode_embedding(embedding), "upload_time_ms": 1,
+            "upload_append_time_ms": appended_ms, "upload_position": number,
+            "assigned_time_ms": appended_ms + 1,
+        }
+    )  # fmt: skip
+
+
+def answer(number: int) -> ImpressionsShown:
+    items = tuple(
+        ImpressionItem(
+            video_id=f"v{n}", position=n, source="lrm", age_s=1, new=n == 0 and not number % 3
+        )
+        for n in range(2)
+    )
+    return ImpressionsShown.model_validate(
+        {
+            "event_time_ms": 1, "request_id": f"r{number}", "arm": f"arm{number % 2}",
+            "surface": "home", "model_version": 1, "codebook_version": 1, "items": items,
+        }
+    )  # fmt: skip
+
+
+def videos(start_ms: int) -> Sent:
+    """Each video becomes servable 4 s after its upload; half of them again, on another replica."""
+    sent: Sent = []
+    for number in range(VIDEOS):
+        video_id = f"v{number}"
+        key = semantic_id_key(video_id, 1)
+        sent.append((SEMANTIC_IDS, key, assigned(number, start_ms)))
+        for replica in range(1 + number % 2):
+            event = VideoServable(
+                video_id=video_id,
+                codebook_version=1,
+                semantic_id=(number % 7, 1, number),
+                replica=str(replica),
+                servable_time_ms=start_ms + 4000 + 50_000 * replica,
+                upload_append_time_ms=start_ms,
+            )
+            sent.append((SERVABLE, video_id, event))
+    sent.append((SEMANTIC_IDS, semantic_id_key("v0", 1), None))
+    return sent
+
+
+def models(start_ms: int) -> Sent:
+    """Three checkpoints, each served a second after it was promoted."""
+    sent: Sent = []
+    for version in (2, 3, 4):
+        at_ms = start_ms + 10_000 * version
+        promoted = CheckpointPromoted(
+            model_name="lrm", model_version=version, codebook_version=1, path="p", sha256="s",
+            metrics={}, promoted_time_ms=at_ms,
+        )  # fmt: skip
+        swap = SwapReported(
+            replica="one", model_name="lrm", model_version=version, previous_version=version - 1,
+            outcome="succeeded", sha256="s", swapped_time_ms=at_ms + 1000, load_s=0.1,
+        )  # fmt: skip
+        sent += [(CHECKPOINTS, "lrm", promoted), (SWAPS, "one", swap)]
+    return sent
+
+
+def send_all(settings: Settings, records: Sent) -> None:
+    client = producer(settings.kafka)
+    for topic, key, event in records:
+        send(client, settings.kafka, topic, key, event)
+    flush(client)
+
+
+def test_worker_killed_twice_reports_what_an_uninterrupted_one_would(
+    worker: FreshnessProcess,
+) -> None:
+    settings = worker.settings
+    answers: Sent = [(IMPRESSIONS, f"u{n}", answer(n)) for n in range(ANSWERS)]
+    third = ANSWERS // 3
+    send_all(settings, answers[:third])
+    for kill_at, more in ((1, answers[third : 2 * third]), (third, answers[2 * third :])):
+        wait_until(
+            lambda at=kill_at: worker.report()["impressions"] >= 2 * at,  # type: ignore[misc]
+            timeout_s=TIMEOUT_S,
+            what="the first figures",
+        )
+        send_all(settings, more)
+        worker.kill()
+        worker.start()
+    send_all(settings, [*videos(now_ms()), *models(now_ms())])
+
+    def done() -> bool:
+        report = worker.report()
+        counts = [stage["count"] for stage in report["delays_s"].values()]
+        return report["impressions"] == 2 * ANSWERS and counts == [VIDEOS, VIDEOS, 3]
+
+    wait_until(done, timeout_s=TIMEOUT_S, what="all figures")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(TIMEOUT_S) == 0
+
+    report = worker.report()
+    assert done()
+    assert report["new_impressions"] == ANSWERS // 3
+    assert report["coverage"] == pytest.approx(1 / 6)
+    assert [report["by_arm"][f"arm{n}"]["home"]["impressions"] for n in (0, 1)] == [
+        ANSWERS, ANSWERS,
+    ]  # fmt: skip
+    assert report["delays_s"]["upload_to_servable"]["p99"] == pytest.approx(4, rel=0.011)
+    assert report["delays_s"]["checkpoint_to_serving"]["p50"] == pytest.approx(1, rel=0.011)
+    assert (report["model_version"], report["swaps"]) == (4, 3)
+
+
+def test_poison_impression_becomes_a_dead_letter_and_the_metrics_go_on(
+    worker: FreshnessProcess,
+) -> None:
+    settings = worker.settings
+    client = producer(settings.kafka)
+    for topic in (IMPRESSIONS, SERVABLE, SWAPS):
+        client.produce(topic.in_cluster(settings.kafka), key=b"u1", value=b"{poison")
+    flush(client)
+    send_all(settings, [(IMPRESSIONS, "u1", answer(0)), *models(now_ms())])
+    wait_until(
+        lambda: worker.report()["impressions"] == 2 and worker.report()["swaps"] == 3,
+        timeout_s=TIMEOUT_S,
+        what="what came after the poison",
+    )
+    with TopicReader(settings.kafka, [DEAD_LETTERS[IMPRESSIONS.name]]) as reader:
+        (letter,) = [decode(DeadLetter, each.value()) for _, each in reader.read_to_end()]
+    assert letter.reason == "invalid_json"
+    assert base64.b64decode(letter.value_base64 or "") == b"{poison"
+
+    text = worker.metrics()
+    assert 'freshet_freshness_coverage_ratio{arm="arm0",surface="home"} 0.5' in text
+    assert 'freshet_freshness_model_version{model_name="lrm"} 4.0' in text
+    assert 'freshet_freshness_impressions_total{arm="arm0",new="true",surface="home"} 1.0' in text
+    assert 'freshet_records_total{outcome="refused",topic="video.servable"} 1.0' in text
+    with pytest.raises(ConfigError, match="FRESHET_VAR_DIR"):
+        claim(settings.var_dir)
+
+
+def test_worker_without_its_snapshot_begins_with_what_the_topics_hold(
+    worker: FreshnessProcess,
+) -> None:
+    send_all(worker.settings, [(IMPRESSIONS, f"u{n}", answer(n)) for n in range(10)])
+    for _ in range(2):
+        wait_until(
+            lambda: worker.report()["impressions"] == 20, timeout_s=TIMEOUT_S, what="the figures"
+        )
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.wait(TIMEOUT_S)
+        (worker.settings.var_dir / FILE_NAME).unlink()
+        worker.start()
+
+
+def test_catalogue_view_is_rebuilt_from_its_topic(settings: Settings) -> None:
+    send_all(settings, videos(now_ms()))
+    index = CatalogueIndex(QdrantSettings())
+    for number in (0, 9999):  # one was removed since, the other never was in this topic
+        key, event = semantic_id_key(f"v{number}", 1).encode(), assigned(number, 1)
+        index.apply([(key, event.model_dump_json().encode())])
+
+    progress: list[tuple[int, int]] = []
+    assert index.rebuild(settings, on_progress=lambda *at: progress.append(at)) == VIDEOS - 1
+
+    assert progress[-1] == (VIDEOS - 1, VIDEOS - 1)
+    found = index.neighbours("v100", 2, codebook_version=1)
+    assert {each.video_id for each in found} == {"v99", "v101"}
+    assert index.neighbours("v0", 2, codebook_version=1) == []
+    assert index.neighbours("v9999", 2, codebook_version=1) == []
+    index.close()
+
+
+def test_qdrant_that_does_not_answer_is_named() -> None:
+    index = CatalogueIndex(QdrantSettings(url="http://127.0.0.1:9"))
+    key = semantic_id_key("v1", 1).encode()
+    with pytest.raises(TransientError, match=r"'http://127\.0\.0\.1:9'"):
+        index.apply([(key, assigned(1, 1).model_dump_json().encode())])

@@ -1,0 +1,183 @@
+"""The training loop on real Kafka and real Ray: rounds, a killed actor, a corrupt shard, announcements."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from infra.kafka.broker import LocalBroker
+from infra.ray_cluster import ensure_ray
+from infra.settings import Settings, with_values
+from infra.storage import ObjectStore
+from models.codebook import CodebookManifest, publish_codebook
+from models.training import TrainingConfig
+from streams.admin import create_topics
+from streams.catalogue import semantic_id_key
+from streams.client import TopicReader, flush, producer, send, wait_until
+from streams.codec import decode
+from streams.events import CheckpointPromoted, OffsetRange, SemanticIdAssigned, ShardSealed
+from streams.shards import ShardRow, write_shard
+from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
+from tests.lrm_factories import SPACE, shard_row, some_videos, tiny_lrm
+from workers.training import MODEL_NAME, TrainingLoop
+from workers.training_actor import RoundOutcome
+from workers.training_state import load_state, new_state, save_state
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with ensure_ray(Settings()):
+        yield
+
+
+@pytest.fixture
+def settings(broker: LocalBroker, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    settings = with_values(
+        Settings(),
+        var_dir=tmp_path,
+        storage__root=str(tmp_path / "store"),
+        kafka__bootstrap_servers=broker.bootstrap_servers,
+        kafka__topic_prefix=f"{request.node.name[:40]}-",
+        kafka__partitions=2,
+        training__idle_poll_s=0.2,
+        training__evaluate_max=4,
+    )
+    create_topics(settings.kafka)
+    store = ObjectStore(settings.storage.root)
+    manifest = CodebookManifest(
+        codebook_version=1, codebook_sizes=SPACE.codebook_sizes, disambiguation_size=4, embedding_dim=4,
+        encoders_sha256="", quantizer={}, card={}, files={},
+    )  # fmt: skip
+    publish_codebook(store, manifest, {})
+    state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=2), seed=1)
+    state.model_version = 1
+    state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
+    record = {"shard_ids": [], "metrics": {}, "refused": ""}
+    save_state(state, store, MODEL_NAME, scratch=tmp_path / "scratch", record=record)
+    publish_videos(settings)
+    return settings
+
+
+def publish_videos(settings: Settings) -> None:
+    client = producer(settings.kafka)
+    for video_id, video in some_videos().items():
+        event = SemanticIdAssigned(
+            title=video.title, topics=video.topics, video_id=video_id, codes=video.semantic_id[:3],
+            disambiguation_code=video.semantic_id[3], codebook_version=1, embedding_f16="", upload_time_ms=0,
+            upload_append_time_ms=0, upload_position=0, assigned_time_ms=0,
+        )  # fmt: skip
+        send(client, settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), event)
+    flush(client)
+
+
+def announce_shard(
+    settings: Settings, number: int, rows: list[ShardRow], *, sha256: str = ""
+) -> None:
+    store = ObjectStore(settings.storage.root)
+    path = f"shards/test-{number}.parquet"
+    found = store.put_bytes(path, write_shard(rows))
+    event = ShardSealed(
+        shard_id=f"shard-{number}", path=path, sha256=sha256 or found,
+        ranges=(OffsetRange(partition=0, first_offset=number * 10, last_offset=number * 10 + 9),),
+        rows=len(rows), watches=10, duplicates=0, dead_letters=0, first_event_time_ms=0, last_event_time_ms=0,
+        first_append_time_ms=0, last_append_time_ms=0, sealed_time_ms=0,
+    )  # fmt: skip
+    client = producer(settings.kafka)
+    send(client, settings.kafka, SHARDS, "0", event)
+    flush(client)
+
+
+def some_rows(number: int) -> list[ShardRow]:
+    return [
+        shard_row(f"u{user}", [f"v{(number + user + step) % 24}" for step in range(5)])
+        for user in range(4)
+    ]
+
+
+class Running:
+    """A loop in a thread, and the outcomes of its rounds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.outcomes: list[RoundOutcome] = []
+        self.stopping = threading.Event()
+        self.loop = TrainingLoop(settings)
+        self._thread = threading.Thread(
+            target=self.loop.run, args=(self.stopping,), kwargs={"on_round": self.outcomes.append}
+        )
+        self._thread.start()
+
+    def await_rounds(self, count: int) -> None:
+        wait_until(lambda: len(self.outcomes) >= count, timeout_s=240, what=f"{count} rounds")
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._thread.join()
+        self.loop.close()
+
+
+def promoted(settings: Settings) -> list[CheckpointPromoted]:
+    with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
+        return [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
+
+
+def test_rounds_train_announce_and_resume_where_they_stopped(
+    ray_cluster: None, settings: Settings
+) -> None:
+    announce_shard(settings, 0, some_rows(0))
+    first = Running(settings)
+    first.await_rounds(1)
+    first.stop()
+    announce_shard(settings, 1, some_rows(1))
+    second = Running(settings)
+    second.await_rounds(1)
+    second.stop()
+
+    found = promoted(settings)
+    assert [one.model_version for one in found] == [1, 2, 3]  # 1 was saved and not yet announced
+    assert [one.shard_ids for one in found] == [(), ("shard-0",), ("shard-1",)]
+    assert len({one.sha256 for one in found}) == 3
+    assert "prequential_recall_at_10" in found[1].metrics
+    state = load_state(
+        ObjectStore(settings.storage.root), MODEL_NAME, 3, cache=settings.var_dir / "cache"
+    )
+    assert state.positions.next_shard_offset == 2
+
+
+def test_round_is_repeated_when_the_actor_is_killed(ray_cluster: None, settings: Settings) -> None:
+    running = Running(settings)
+    pid = ray.get(running.loop.actor_pid())
+    os.kill(pid, signal.SIGKILL)
+    announce_shard(settings, 0, some_rows(0))
+    running.await_rounds(1)
+    running.stop()
+    assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def test_shard_that_is_not_what_was_announced_is_skipped(
+    ray_cluster: None, settings: Settings
+) -> None:
+    announce_shard(settings, 0, some_rows(0), sha256="0" * 64)
+    announce_shard(settings, 1, some_rows(1))
+    running = Running(settings)
+    wait_until(
+        lambda: any("shard-1" in one.shard_ids for one in promoted(settings)),
+        timeout_s=240,
+        what="the round",
+    )
+    running.stop()
+    state = load_state(
+        ObjectStore(settings.storage.root),
+        MODEL_NAME,
+        running.outcomes[-1].model_version,
+        cache=settings.var_dir,
+    )
+    assert {row.user_id for row in state.reservoir.rows} == {"u0", "u1", "u2", "u3"}
+    assert state.reservoir.seen == 4

@@ -1,0 +1,194 @@
+"""A checkpoint that is not what it claims to be never answers, and the one before it goes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.storage import ObjectStore, sha256_of
+from models.lrm import SIDECAR, WEIGHTS
+from models.semantic_id import SemanticIdSpace
+from serve.model_slot import ModelSlot
+from serve.views import CatalogueView, EventClock
+from streams.events import CheckpointPromoted, SwapReported
+from tests.tiny_serving import SPACE, assigned, record_of, save_checkpoint, tiny_lrm
+
+Damage = Callable[[Path], CheckpointPromoted]
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> ModelSlot:
+    catalogue = CatalogueView(SPACE, EventClock())
+    catalogue.take([record_of(assigned(number)) for number in range(40)])
+    return slot_of(catalogue, tmp_path)
+
+
+def slot_of(catalogue: CatalogueView, root: Path) -> ModelSlot:
+    return ModelSlot(
+        ObjectStore(str(root)), catalogue, replica="r", cache=root / "cache", beam_width=20
+    )
+
+
+def swapped(slot: ModelSlot, promoted: CheckpointPromoted) -> SwapReported:
+    report = slot.swap(promoted)
+    assert report is not None
+    return report
+
+
+def version_of(slot: ModelSlot) -> int:
+    return slot.current.model_version if slot.current else 0
+
+
+def flipped_bit(root: Path) -> CheckpointPromoted:
+    promoted = save_checkpoint(root, 2)
+    path = root / promoted.path / WEIGHTS
+    weights = bytearray(path.read_bytes())
+    weights[-1] ^= 1
+    path.write_bytes(weights)
+    return promoted
+
+
+def truncated(root: Path) -> CheckpointPromoted:
+    promoted = save_checkpoint(root, 2)
+    path = root / promoted.path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    return promoted
+
+
+def truncated_before_it_was_announced(root: Path) -> CheckpointPromoted:
+    promoted = truncated(root)
+    return promoted.model_copy(update={"sha256": sha256_of(root / promoted.path / WEIGHTS)})
+
+
+def without_sidecar(root: Path) -> CheckpointPromoted:
+    promoted = save_checkpoint(root, 2)
+    (root / promoted.path / SIDECAR).write_text("{}")
+    return promoted
+
+
+def missing(root: Path) -> CheckpointPromoted:
+    promoted = save_checkpoint(root, 2)
+    (root / promoted.path / WEIGHTS).unlink()
+    return promoted
+
+
+def outside_of_the_store(root: Path) -> CheckpointPromoted:
+    return save_checkpoint(root, 2).model_copy(update={"path": "../elsewhere"})
+
+
+def not_a_number(root: Path) -> CheckpointPromoted:
+    lrm = tiny_lrm(seed=2)
+    with torch.no_grad():
+        next(lrm.model.parameters())[0, 0] = float("nan")
+    return save_checkpoint(root, 2, lrm)
+
+
+def that_overflows(root: Path) -> CheckpointPromoted:
+    lrm = tiny_lrm(seed=2)
+    with torch.no_grad():
+        lrm.model.model.norm.weight.fill_(3e38)
+        lrm.model.get_input_embeddings().weight.mul_(1e3)
+    return save_checkpoint(root, 2, lrm)
+
+
+def of_another_codebook(root: Path) -> CheckpointPromoted:
+    space = SemanticIdSpace(codebook_version=2, codebook_sizes=(8, 4), disambiguation_size=4)
+    return save_checkpoint(root, 2, tiny_lrm(seed=2, space=space))
+
+
+def that_lies_about_its_codebook(root: Path) -> CheckpointPromoted:
+    return of_another_codebook(root).model_copy(update={"codebook_version": 1})
+
+
+def of_another_shape(root: Path) -> CheckpointPromoted:
+    space = SemanticIdSpace(codebook_version=1, codebook_sizes=(8, 8), disambiguation_size=4)
+    return save_checkpoint(root, 2, tiny_lrm(seed=2, space=space))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flipped_bit, "announced was"),
+        (truncated, "announced was"),
+        (truncated_before_it_was_announced, "SafetensorError"),
+        (without_sidecar, "space"),
+        (missing, "incomplete"),
+        (outside_of_the_store, "leaves the store"),
+        (not_a_number, "not finite"),
+        (that_overflows, "trial search found 0"),
+        (of_another_codebook, "announced for codebook 2, live is 1"),
+        (that_lies_about_its_codebook, "speaks codebook 2, live is 1"),
+        (of_another_shape, "codebook_sizes=\\(8, 8\\)"),
+    ],
+)
+def test_bad_checkpoint_is_rejected_and_the_old_one_serves_on(
+    slot: ModelSlot, tmp_path: Path, damage: Damage, reason: str
+) -> None:
+    swapped(slot, save_checkpoint(tmp_path, 1))
+    before = slot.current
+    report = swapped(slot, damage(tmp_path))
+    assert report.outcome == "rejected"
+    assert re.search(reason, report.reason)
+    assert slot.current is before
+    assert (slot.swaps, slot.rejected_swaps) == (1, 1)
+
+
+def test_good_checkpoint_takes_over_and_the_one_before_is_kept(
+    slot: ModelSlot, tmp_path: Path
+) -> None:
+    assert slot.current is None
+    first = swapped(slot, save_checkpoint(tmp_path, 1))
+    second = swapped(slot, save_checkpoint(tmp_path, 2))
+    assert (first.outcome, first.previous_version) == ("succeeded", 0)
+    assert (second.outcome, second.previous_version, second.reason) == ("succeeded", 1, "")
+    assert version_of(slot) == 2
+    assert slot.previous is not None
+    assert slot.previous.model_version == 1
+
+
+def test_pointer_to_what_serves_already_changes_nothing(slot: ModelSlot, tmp_path: Path) -> None:
+    promoted = save_checkpoint(tmp_path, 1)
+    swapped(slot, promoted)
+    assert slot.swap(promoted) is None
+    assert slot.swaps == 1
+
+
+def test_pointer_back_to_the_one_before_needs_no_file(slot: ModelSlot, tmp_path: Path) -> None:
+    first, second = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2)
+    swapped(slot, first)
+    bundle = slot.current
+    swapped(slot, second)
+    (tmp_path / first.path / WEIGHTS).unlink()
+    report = swapped(slot, first)
+    assert report.outcome == "succeeded"
+    assert slot.current is bundle
+    assert slot.previous is not None
+    assert slot.previous.model_version == 2
+
+
+def test_newest_pointer_is_served_and_those_it_overtook_are_not_loaded(
+    slot: ModelSlot, tmp_path: Path
+) -> None:
+    reports = slot.follow([save_checkpoint(tmp_path, version) for version in (1, 2, 3)])
+    assert [report.model_version for report in reports] == [3]
+    assert version_of(slot) == 3
+
+
+def test_start_with_a_bad_newest_checkpoint_serves_the_one_before(
+    slot: ModelSlot, tmp_path: Path
+) -> None:
+    reports = slot.follow([save_checkpoint(tmp_path, 1), flipped_bit(tmp_path)])
+    assert [(one.model_version, one.outcome) for one in reports] == [
+        (2, "rejected"),
+        (1, "succeeded"),
+    ]
+    assert version_of(slot) == 1
+
+
+def test_first_checkpoint_is_tried_also_before_any_video_is_live(tmp_path: Path) -> None:
+    slot = slot_of(CatalogueView(SPACE, EventClock()), tmp_path)
+    assert swapped(slot, save_checkpoint(tmp_path, 1)).outcome == "succeeded"

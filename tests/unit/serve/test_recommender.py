@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.storage import ObjectStore
+from models.recommend import recommend
+from serve.model_slot import ModelSlot
+from serve.recommender import Recommender
+from serve.schemas import RecommendationRequest, RecommendationResponse
+from serve.views import CatalogueView, EventClock, HistoryView
+from streams.events import ImpressionsShown
+from tests.tiny_serving import (
+    NOON_MS,
+    SPACE,
+    assigned,
+    record_of,
+    removal_of,
+    save_checkpoint,
+    watch,
+    watch_record,
+)
+
+NUM_VIDEOS = 40
+
+
+@dataclass
+class Endpoint:
+    """A recommender with the views behind it."""
+
+    catalogue: CatalogueView
+    histories: HistoryView
+    models: ModelSlot
+    recommender: Recommender
+    shown: list[ImpressionsShown] = field(default_factory=list)
+
+    def ask(self, **fields: Any) -> RecommendationResponse:
+        return self.recommender.recommend(RecommendationRequest.model_validate(fields))
+
+    def ids(self, **fields: Any) -> list[str]:
+        return [item.video_id for item in self.ask(**fields).items]
+
+
+@pytest.fixture(scope="module")
+def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    save_checkpoint(root, 1)
+    return root
+
+
+@pytest.fixture
+def cold(store_root: Path) -> Endpoint:
+    """Without a model; video n was uploaded n hours before noon, by one of four channels."""
+    clock = EventClock()
+    catalogue, histories = CatalogueView(SPACE, clock), HistoryView(clock)
+    catalogue.take(
+        [
+            record_of(assigned(number, channel=f"c-{number % 4}", age_h=number))
+            for number in range(NUM_VIDEOS)
+        ]
+    )
+    models = ModelSlot(
+        ObjectStore(str(store_root)), catalogue, replica="r", cache=store_root, beam_width=10
+    )
+    shown: list[ImpressionsShown] = []
+    recommender = Recommender(
+        catalogue,
+        histories,
+        models,
+        clock,
+        beam_width=10,
+        searches_at_once=1,
+        new_video_age_h=5,
+        on_shown=shown.append,
+    )
+    return Endpoint(catalogue, histories, models, recommender, shown)
+
+
+@pytest.fixture
+def endpoint(cold: Endpoint, store_root: Path) -> Endpoint:
+    """With a model."""
+    cold.models.swap(save_checkpoint(store_root, 1))
+    return cold
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the recommender asks the model."""
+    asked: list[Any] = []
+
+    def recording(lrm: Any, requests: Any, *rest: Any, **options: Any) -> Any:
+        asked.extend(requests)
+        return recommend(lrm, requests, *rest, **options)
+
+    monkeypatch.setattr("serve.recommender.recommend", recording)
+    return asked
+
+
+def seen(endpoint: Endpoint, user_id: str, *video_ids: str) -> None:
+    endpoint.histories.take(
+        [
+            watch_record(watch(user_id, video_id, minute=minute - 60))
+            for minute, video_id in enumerate(video_ids)
+        ]
+    )
+
+
+def test_answer_has_k_different_live_videos_best_first(endpoint: Endpoint) -> None:
+    answer = endpoint.ask(user_id="u", k=7)
+    scores = [item.score for item in answer.items if item.score is not None]
+    assert len({item.video_id for item in answer.items}) == len(scores) == 7
+    assert scores == sorted(scores, reverse=True)
+    assert all(math.isfinite(score) for score in scores)
+    assert {item.source for item in answer.items} == {"lrm"}
+    assert (answer.arm, answer.model_version, answer.codebook_version) == ("lrm", 1, 1)
+
+
+def test_answer_says_of_each_video_what_is_known(endpoint: Endpoint) -> None:
+    for item in endpoint.ask(k=5).items:
+        number = int(item.video_id.removeprefix("v-"))
+        assert item.title == f"Video {number}"
+        assert item.semantic_id == f"A{number % 8} B{number // 8 % 4} C{number // 32}"
+        assert item.age_s == number * 3600
+
+
+def test_more_than_is_live_is_answered_with_all_that_is(endpoint: Endpoint) -> None:
+    assert sorted(endpoint.ids(k=100)) == sorted(endpoint.catalogue.catalogue.videos)
+
+
+def test_removed_video_is_not_recommended_any_more_and_a_new_one_is(endpoint: Endpoint) -> None:
+    endpoint.catalogue.take([removal_of("v-3"), record_of(assigned(41))])
+    answer = endpoint.ids(k=100)
+    assert "v-3" not in answer
+    assert "v-41" in answer
+
+
+def test_watched_videos_are_left_out_unless_they_are_wanted(endpoint: Endpoint) -> None:
+    seen(endpoint, "u", "v-1", "v-2")
+    everything = set(endpoint.catalogue.catalogue.videos)
+    assert set(endpoint.ids(user_id="u", k=100)) == everything - {"v-1", "v-2"}
+    assert set(endpoint.ids(user_id="u", k=100, exclude={"watched": False})) == everything
+
+
+def test_excluded_videos_and_channels_are_left_out(endpoint: Endpoint) -> None:
+    answer = endpoint.ids(k=100, exclude={"video_ids": ["v-1", "unheard of"], "channels": ["c-2"]})
+    left = {f"v-{number}" for number in range(NUM_VIDEOS) if number % 4 != 2} - {"v-1"}
+    assert set(answer) == left
+
+
+def test_only_videos_young_enough_are_answered_where_that_is_asked(endpoint: Endpoint) -> None:
+    assert set(endpoint.ids(k=100, fresh={"max_age_h": 3})) == {"v-0", "v-1", "v-2", "v-3"}
+
+
+def test_ages_are_on_the_clock_of_the_events(endpoint: Endpoint) -> None:
+    endpoint.histories.take([watch_record(watch("u", "v-0", minute=120))])
+    assert set(endpoint.ids(k=100, fresh={"max_age_h": 3})) == {"v-0", "v-1"}
+    ages = {item.video_id: item.age_s for item in endpoint.ask(k=100).items}
+    assert ages["v-5"] == 7 * 3600
+
+
+def test_unknown_user_is_asked_about_without_a_history(
+    endpoint: Endpoint, prompts: list[Any]
+) -> None:
+    assert len(endpoint.ids(user_id="nobody", k=5)) == 5
+    assert prompts[0].viewer is None
+    assert list(prompts[0].watches) == []
+
+
+def test_history_is_read_up_to_the_last_watch(endpoint: Endpoint, prompts: list[Any]) -> None:
+    seen(endpoint, "u", "v-1", "v-2")
+    endpoint.ask(user_id="u")
+    assert [entry.video_id for entry in prompts[0].watches] == ["v-1", "v-2"]
+
+
+def test_history_that_the_caller_sends_stands_in_place_of_ours(
+    endpoint: Endpoint, prompts: list[Any]
+) -> None:
+    seen(endpoint, "u", "v-1")
+    answer = endpoint.ids(user_id="u", k=100, history=[{"video_id": "v-2", "surface": "search"}])
+    assert [entry.video_id for entry in prompts[0].watches] == ["v-2"]
+    assert "v-1" in answer
+    assert "v-2" not in answer
+
+
+def test_what_the_caller_says_reaches_the_prompt(endpoint: Endpoint, prompts: list[Any]) -> None:
+    endpoint.ask(
+        surface="search",
+        query="women's sprint",
+        intent="something short",
+        context_video_id="v-9",
+        user={"age": 24},
+    )
+    ask = prompts[0].ask
+    assert (ask.surface, ask.query, ask.intent) == ("search", "women's sprint", "something short")
+    assert ask.context_video_id == "v-9"
+    assert prompts[0].viewer.age == 24
+
+
+def test_other_words_give_another_answer(endpoint: Endpoint) -> None:
+    scores = {
+        tuple(item.score for item in endpoint.ask(k=3, **asked).items)
+        for asked in ({}, {"intent": "60s"}, {"user": {"gender": "video"}}, {"surface": "music"})
+    }
+    assert len(scores) == 4
+
+
+@pytest.mark.parametrize("context", ["v-9", "v-8", "never uploaded"])
+def test_context_video_is_never_the_answer_whether_live_removed_or_unknown(
+    endpoint: Endpoint, context: str
+) -> None:
+    endpoint.catalogue.take([removal_of("v-8")])
+    answer = endpoint.ids(surface="watch_next", context_video_id=context, k=100)
+    assert set(answer) == set(endpoint.catalogue.catalogue.videos) - {context}
+
+
+def test_without_a_model_the_most_watched_are_answered(cold: Endpoint) -> None:
+    seen(cold, "a", "v-1", "v-2", "v-3")
+    seen(cold, "b", "v-2", "v-3")
+    seen(cold, "c", "v-3")
+    answer = cold.ask(user_id="c", k=5)
+    assert [(item.video_id, item.source) for item in answer.items] == [
+        ("v-2", "popularity"),
+        ("v-1", "popularity"),
+    ]
+    assert answer.items[0].score is None
+    assert answer.model_version == 0
+
+
+def test_popular_videos_pass_the_same_filters(cold: Endpoint) -> None:
+    seen(cold, "a", "v-1", "v-2", "v-30", "v-removed")
+    assert cold.ids(fresh={"max_age_h": 5}, exclude={"video_ids": ["v-1"]}) == ["v-2"]
+
+
+def test_nothing_live_is_an_empty_answer(endpoint: Endpoint) -> None:
+    endpoint.catalogue.take([removal_of(one) for one in list(endpoint.catalogue.catalogue.videos)])
+    seen(endpoint, "u", "v-1")
+    assert endpoint.ids(k=3) == []
+
+
+def test_each_answer_is_reported_with_what_is_new(endpoint: Endpoint) -> None:
+    answer = endpoint.ask(user_id="u", surface="home", k=NUM_VIDEOS)
+    (shown,) = endpoint.shown
+    assert (shown.request_id, shown.user_id, shown.model_version) == (answer.request_id, "u", 1)
+    assert shown.event_time_ms == NOON_MS
+    assert [(item.position, item.video_id) for item in shown.items] == [
+        (position, item.video_id) for position, item in enumerate(answer.items)
+    ]
+    assert {item.video_id for item in shown.items if item.new} == {f"v-{n}" for n in range(5)}
