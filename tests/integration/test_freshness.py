@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from pydantic import BaseModel
 
 from infra.clock import now_ms
@@ -31,7 +32,7 @@ from infra.settings import (
 )
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
-from streams.client import TopicReader, flush, producer, send, wait_until
+from streams.client import TopicReader, client_config, flush, producer, send, wait_until
 from streams.codec import decode
 from streams.codes import encode_embedding
 from streams.events import (
@@ -42,6 +43,7 @@ from streams.events import (
     SemanticIdAssigned,
     SwapReported,
     VideoServable,
+    to_json,
 )
 from streams.topics import (
     CHECKPOINTS,
@@ -260,6 +262,20 @@ def test_poison_impression_becomes_a_dead_letter_and_the_metrics_go_on(
         claim(settings.var_dir)
 
 
+def test_worker_reads_every_compression_that_producers_may_choose(
+    worker: FreshnessProcess,
+) -> None:
+    kafka = worker.settings.kafka
+    for codec in ("none", "gzip", "snappy", "lz4", "zstd"):
+        client = Producer(client_config(kafka) | {"compression.type": codec, "linger.ms": 50})
+        for n in range(20):
+            client.produce(IMPRESSIONS.in_cluster(kafka), key=b"u", value=to_json(answer(n)))
+        flush(client)
+    wait_until(
+        lambda: worker.report()["impressions"] == 200, timeout_s=TIMEOUT_S, what="all impressions"
+    )
+
+
 def test_worker_without_its_snapshot_begins_with_what_the_topics_hold(
     worker: FreshnessProcess,
 ) -> None:
@@ -279,8 +295,10 @@ def test_catalogue_view_is_rebuilt_from_its_topic(settings: Settings) -> None:
     index = CatalogueIndex(QdrantSettings())
     for number in (0, 9999):  # one was removed since, the other never was in this topic
         key, event = semantic_id_key(f"v{number}", 1).encode(), assigned(number, 1)
-        index.apply([(key, event.model_dump_json().encode())])
+        index.apply([(key, to_json(event))])
 
+    applied_ms = now_ms()
+    wait_until(lambda: now_ms() > applied_ms, timeout_s=1, what="the next millisecond")
     progress: list[tuple[int, int]] = []
     assert index.rebuild(settings, on_progress=lambda *at: progress.append(at)) == VIDEOS - 1
 
@@ -296,4 +314,4 @@ def test_qdrant_that_does_not_answer_is_named() -> None:
     index = CatalogueIndex(QdrantSettings(url="http://127.0.0.1:9"))
     key = semantic_id_key("v1", 1).encode()
     with pytest.raises(TransientError, match=r"'http://127\.0\.0\.1:9'"):
-        index.apply([(key, assigned(1, 1).model_dump_json().encode())])
+        index.apply([(key, to_json(assigned(1, 1)))])

@@ -1,0 +1,339 @@
+"""The endpoint as `freshet serve` starts it: real broker, real Ray Serve, a tiny model; one start for all tests.
+
+The tests run in the order of the file: the first asks before there is a model, the last stops the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import pytest
+from pydantic import BaseModel
+
+from infra.clock import now_ms
+from infra.kafka.broker import LocalBroker
+from infra.settings import Settings, as_environment, load_settings
+from infra.storage import ObjectStore
+from models.lrm import WEIGHTS
+from streams.admin import create_topics
+from streams.catalogue import semantic_id_key
+from streams.client import TopicReader, flush, producer, send, wait_until
+from streams.codec import decode
+from streams.events import (
+    LRM_MODEL_NAME,
+    CheckpointPromoted,
+    HistoryEntry,
+    ImpressionsShown,
+    SwapReported,
+    UserHistory,
+    VideoServable,
+)
+from streams.topics import (
+    CHECKPOINTS,
+    HISTORIES,
+    IMPRESSIONS,
+    SEMANTIC_IDS,
+    SERVABLE,
+    SWAPS,
+    WATCHES,
+    Topic,
+)
+from tests.tiny_serving import (
+    NOON_MS,
+    assigned,
+    publish_tiny_codebook,
+    save_checkpoint,
+    watch,
+)
+
+pytestmark = pytest.mark.integration
+
+RUN = "from infra.settings import load_settings; from serve.app import run; run(load_settings())"
+START_S, REACT_S = 240, 60
+NUM_VIDEOS = 30
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass
+class Endpoint:
+    """The running process, and the topics around it."""
+
+    settings: Settings
+    folder: Path
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+
+    def publish(self, topic: Topic, key: str, event: BaseModel | None) -> None:
+        client = producer(self.settings.kafka)
+        send(client, self.settings.kafka, topic, key, event)
+        flush(client)
+
+    def promote(self, promoted: CheckpointPromoted) -> None:
+        self.publish(CHECKPOINTS, LRM_MODEL_NAME, promoted)
+
+    def checkpoint(self, version: int) -> CheckpointPromoted:
+        return save_checkpoint(self.folder / "store", version)
+
+    def ask(self, **fields: Any) -> dict[str, Any]:
+        response = self.http.post("/v1/recommendations", json=fields)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def ids(self, **fields: Any) -> list[str]:
+        return [item["video_id"] for item in self.ask(**fields)["items"]]
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self.http.get("/v1/status").json()
+        return status
+
+    def read(self, topic: Topic, model: type[M]) -> list[M]:
+        with TopicReader(self.settings.kafka, [topic]) as reader:
+            return [decode(model, message.value()) for _, message in reader.read_to_end()]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(condition, timeout_s=REACT_S, what=what)
+
+
+def start(settings: Settings, folder: Path) -> Endpoint:
+    """Start the process in `folder`, where the relative paths of the settings are, and wait until it listens."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")
+    }
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN],
+            cwd=folder,
+            env=environment | as_environment(settings),
+            stdout=log,
+            stderr=log,
+        )
+    discovery = folder / settings.var_dir / "serve.json"
+    try:
+        wait_until(
+            lambda: discovery.exists() or process.poll() is not None,
+            timeout_s=START_S,
+            what="the start of the endpoint",
+        )
+        url = json.loads(discovery.read_text())["url"]
+    except Exception:
+        process.terminate()
+        print((folder / "serve.log").read_text(errors="replace")[-5000:])
+        raise
+    return Endpoint(settings, folder, process, httpx.Client(base_url=url, timeout=REACT_S))
+
+
+@pytest.fixture(scope="module")
+def endpoint(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Thirty videos and a viewer who has watched two of them; no model yet."""
+    folder = tmp_path_factory.mktemp("serving")
+    settings = load_settings(
+        {
+            "FRESHET_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            "FRESHET_KAFKA__TOPIC_PREFIX": f"t{uuid.uuid4().hex[:8]}.",
+            "FRESHET_KAFKA__PARTITIONS": "2",
+            "FRESHET_STORAGE__ROOT": "store",
+            "FRESHET_VAR_DIR": "var",
+            "FRESHET_SERVE__PORT": "0",
+        }
+    )
+    create_topics(settings.kafka)
+    publish_tiny_codebook(ObjectStore(str(folder / "store")))
+    client = producer(settings.kafka)
+    for number in range(NUM_VIDEOS):
+        video = assigned(number)
+        key = semantic_id_key(video.video_id, 1)
+        send(client, settings.kafka, SEMANTIC_IDS, key, video)
+    send(client, settings.kafka, HISTORIES, "viewer", history("viewer", "v-1", "v-2"))
+    flush(client)
+    endpoint = start(settings, folder)
+    yield endpoint
+    endpoint.http.close()
+    if endpoint.process.poll() is None:
+        endpoint.process.terminate()
+        endpoint.process.wait(START_S)
+
+
+def history(user_id: str, *video_ids: str) -> UserHistory:
+    entries = tuple(
+        HistoryEntry(
+            video_id=video_id,
+            percent=100,
+            watched_s=60,
+            event_time_ms=NOON_MS + position,
+            surface="home",
+            event_hash=position,
+        )
+        for position, video_id in enumerate(video_ids)
+    )
+    return UserHistory(user_id=user_id, entries=entries)
+
+
+@pytest.fixture(scope="module")
+def serving(endpoint: Endpoint) -> Endpoint:
+    """With the first model."""
+    endpoint.promote(endpoint.checkpoint(1))
+    endpoint.until(lambda: endpoint.http.get("/readyz").status_code == 200, "readiness")
+    return endpoint
+
+
+def test_without_a_model_the_endpoint_is_not_ready_and_answers_what_is_popular(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.until(
+        lambda: endpoint.http.get("/readyz").json()["waiting_for"] == ["model"], "catching up"
+    )
+    response = endpoint.http.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["live_videos"] == NUM_VIDEOS
+    answer = endpoint.ask(user_id="somebody", k=5)
+    assert [item["video_id"] for item in answer["items"]] == ["v-1", "v-2"]
+    assert {item["source"] for item in answer["items"]} == {"popularity"}
+
+
+def test_model_answers_with_live_videos_that_the_viewer_has_not_watched(
+    serving: Endpoint,
+) -> None:
+    answer = serving.ask(user_id="viewer", k=100)
+    assert answer["model_version"] == 1
+    assert {item["source"] for item in answer["items"]} == {"lrm"}
+    assert {item["video_id"] for item in answer["items"]} == {
+        f"v-{number}" for number in range(NUM_VIDEOS)
+    } - {"v-1", "v-2"}
+
+
+def test_new_video_is_recommended_and_reported_once_as_servable(serving: Endpoint) -> None:
+    appended_ms = now_ms()
+    video = assigned(50, append_time_ms=appended_ms)
+    for _ in range(2):  # delivered twice
+        serving.publish(SEMANTIC_IDS, semantic_id_key("v-50", 1), video)
+    serving.until(lambda: "v-50" in serving.ids(k=100), "the new video in an answer")
+    state = serving.http.get("/v1/videos/v-50").json()
+    assert (state["assigned"], state["servable"], state["semantic_id"]) == (True, True, "A2 B2 C1")
+    serving.until(lambda: bool(serving.read(SERVABLE, VideoServable)), "video.servable")
+    (event,) = serving.read(SERVABLE, VideoServable)
+    assert (event.video_id, event.semantic_id) == ("v-50", video.semantic_id)
+    assert event.upload_append_time_ms == appended_ms <= event.servable_time_ms
+
+
+def test_removed_video_is_recommended_no_more(serving: Endpoint) -> None:
+    serving.publish(SEMANTIC_IDS, semantic_id_key("v-7", 1), None)
+    serving.until(lambda: not serving.http.get("/v1/videos/v-7").json()["servable"], "the removal")
+    assert "v-7" not in serving.ids(k=100)
+    assert len(serving.ids(surface="watch_next", context_video_id="v-7", k=5)) == 5
+
+
+def test_watch_counts_before_any_shard_is_sealed(serving: Endpoint) -> None:
+    assert "v-3" in serving.ids(user_id="viewer", k=100)
+    serving.publish(WATCHES, "viewer", watch("viewer", "v-3"))
+    serving.until(lambda: "v-3" not in serving.ids(user_id="viewer", k=100), "the watch")
+
+
+def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endpoint) -> None:
+    versions: list[int] = []
+    failures: list[str] = []
+    stopping = threading.Event()
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=serving.http.base_url, timeout=REACT_S) as http:
+            while not stopping.is_set():
+                response = http.post("/v1/recommendations", json={"user_id": "viewer", "k": 5})
+                if response.status_code == 200 and len(response.json()["items"]) == 5:
+                    versions.append(response.json()["model_version"])
+                else:
+                    failures.append(response.text)
+                time.sleep(0.02)
+
+    asker = threading.Thread(target=ask_on)
+    asker.start()
+    try:
+        serving.until(lambda: 1 in versions, "an answer of version 1")
+        for version in (2, 3):
+            seen = len(versions)
+            serving.promote(serving.checkpoint(version))
+            serving.until(lambda v=version: v in versions, f"an answer of version {version}")  # type: ignore[misc]
+            assert len(versions) > seen
+    finally:
+        stopping.set()
+        asker.join()
+    assert failures == []
+    assert versions == sorted(versions)
+    assert set(versions) == {1, 2, 3}
+    assert (serving.status()["model_version"], serving.status()["previous_version"]) == (3, 2)
+
+
+def test_corrupt_checkpoint_is_rejected_and_the_old_one_serves_on(serving: Endpoint) -> None:
+    promoted = serving.checkpoint(4)
+    path = serving.folder / "store" / promoted.path / WEIGHTS
+    weights = bytearray(path.read_bytes())
+    weights[len(weights) // 2] ^= 0xFF
+    path.write_bytes(weights)
+    serving.promote(promoted)
+
+    def rejected() -> list[SwapReported]:
+        return [one for one in serving.read(SWAPS, SwapReported) if one.outcome == "rejected"]
+
+    serving.until(lambda: bool(rejected()), "a report of the rejection")
+    (report,) = rejected()
+    assert (report.model_version, report.previous_version) == (4, 3)
+    assert "announced was" in report.reason
+    assert serving.ask(k=5)["model_version"] == 3
+
+
+def test_pointer_to_the_version_before_rolls_back(serving: Endpoint) -> None:
+    before = serving.status()
+    promoted = serving.checkpoint(before["previous_version"])
+    serving.promote(promoted)
+    serving.until(
+        lambda: serving.ask(k=1)["model_version"] == promoted.model_version, "the rollback"
+    )
+    assert serving.status()["previous_version"] == before["model_version"]
+    outcomes = Counter(one.outcome for one in serving.read(SWAPS, SwapReported))
+    assert outcomes == {"succeeded": 4, "rejected": 1}
+
+
+def test_answers_are_logged_as_impressions(serving: Endpoint) -> None:
+    answer = serving.ask(user_id="viewer", surface="shorts", k=3)
+
+    def logged() -> list[ImpressionsShown]:
+        shown = serving.read(IMPRESSIONS, ImpressionsShown)
+        return [one for one in shown if one.request_id == answer["request_id"]]
+
+    serving.until(lambda: bool(logged()), "the impressions")
+    (shown,) = logged()
+    assert (shown.user_id, shown.surface, shown.arm) == ("viewer", "shorts", "lrm")
+    assert [item.video_id for item in shown.items] == [item["video_id"] for item in answer["items"]]
+
+
+def test_wrong_request_is_refused_and_metrics_are_exposed(serving: Endpoint) -> None:
+    response = serving.http.post("/v1/recommendations", json={"k": 0})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["field"] == "k"
+    assert serving.http.get("/healthz").status_code == 200
+    metrics = serving.http.get("/metrics").text
+    assert 'freshet_serving_swaps_total{outcome="succeeded"} 4.0' in metrics
+    assert "viewer" not in metrics
+
+
+def test_sigterm_ends_the_process_and_all_that_it_started(endpoint: Endpoint) -> None:
+    started = psutil.Process(endpoint.process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in started)
+    endpoint.process.send_signal(signal.SIGTERM)
+    assert endpoint.process.wait(START_S) == 0
+    _, alive = psutil.wait_procs(started, timeout=REACT_S)
+    assert alive == []
+    assert not (endpoint.folder / endpoint.settings.var_dir / "serve.json").exists()
