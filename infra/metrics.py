@@ -71,6 +71,11 @@ COVERAGE = Gauge(
     "Share of all impressions so far that are new videos, by arm and surface.",
     ["arm", "surface"],
 )
+DELAY_QUANTILE = Gauge(
+    "freshet_freshness_delay_seconds",
+    "Quantiles of all delays so far, by stage; of a window, take them from freshet_stage_delay_seconds.",
+    ["stage", "quantile"],
+)
 MODEL_VERSION = Gauge(
     "freshet_freshness_model_version", "The version that was swapped to last.", ["model_name"]
 )

@@ -25,12 +25,12 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
     A cluster started here ends with the context, or with this process, however that dies.
     """
     if settings.ray.address:
-        ray.init(address=settings.ray.address, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(address=settings.ray.address, log_to_driver=True, logging_level=logging.ERROR)
     else:
         ray.init(
             include_dashboard=False,
             log_to_driver=True,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )

@@ -22,11 +22,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from infra.errors import VersionMismatchError
 from infra.storage import sha256_of
 from models.semantic_id import SemanticIdSpace
 from models.vocabulary import EOS, PAD, level_token_ids, train_tokenizer
+
+hf_logging.disable_progress_bar()
 
 WEIGHTS = "model.safetensors"
 SIDECAR = "lrm.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ APP_NAME = "freshet"
 DISCOVERY_FILE = "serve.json"
 MAX_ONGOING = 16  # the searches take turns; what is beyond waits in the ingress
 MAX_QUEUED = 64
+INGRESS_MAX_ONGOING = 1_000  # it must have a request in hand to refuse it
 REQUEST_TIMEOUT_S = 60.0
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # Cores are shared with other processes; the share only keeps actors on nodes that offer any.
@@ -143,7 +145,7 @@ def build_app(settings: Settings) -> ray_serve.Application:
     ingress = ray_serve.deployment(
         ray_serve.ingress()(IngressDeployment),
         name="ingress",
-        max_ongoing_requests=MAX_ONGOING + 2 * MAX_QUEUED,
+        max_ongoing_requests=INGRESS_MAX_ONGOING,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_wait_loop_s=0.2,
     )
@@ -159,6 +161,7 @@ def run(settings: Settings) -> None:
         ConfigError: other machines could reach the endpoint without a key, or there is no codebook yet.
     """
     configure("serve", level=settings.log.level, format=settings.log.format)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     refuse_open_address(settings.serve)
     current_manifest(ObjectStore(settings.storage.root))
     host, port = settings.serve.host, settings.serve.port or _free_port(settings.serve.host)
@@ -180,7 +183,14 @@ def run(settings: Settings) -> None:
             stopping.wait()
         finally:
             discovery.unlink(missing_ok=True)
-            ray_serve.shutdown()
+            _leave_ray_serve()
+
+
+def _leave_ray_serve() -> None:
+    """Take our app down, and Ray Serve with it unless the cluster has others."""
+    ray_serve.delete(APP_NAME)
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()
 
 
 def refuse_open_address(serve: ServeSettings) -> None:
@@ -205,10 +215,12 @@ def _is_loopback(host: str) -> bool:
 
 def _as_reached(host: str) -> str:
     """Return the name under which this machine reaches what is bound to `host`."""
-    return "127.0.0.1" if host == "0.0.0.0" else host
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as probe:
         return int(probe.getsockname()[1])

@@ -7,19 +7,22 @@ follower  the topics it is given    refresh_interval_s at most     calls of `tak
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from confluent_kafka import KafkaException, Message
+from pydantic import BaseModel
 
 from infra import metrics
 from infra.errors import DecodeError, TransientError
 from infra.log import get_logger
 from infra.settings import KafkaSettings
 from streams.client import TopicReader
+from streams.codec import decode
 from streams.topics import Topic
 
 RETRY_S = 1.0
+M = TypeVar("M", bound=BaseModel)
 Offsets = Mapping[tuple[str, int], int]
 
 log = get_logger()
@@ -121,6 +124,16 @@ def _record(topic: Topic, message: Message) -> Record:
         message.partition(),
         message.offset(),
     )
+
+
+def read_events(settings: KafkaSettings, topic: Topic, model: type[M]) -> Iterator[M]:
+    """Yield every event of a topic up to its end right now; what is none is counted and left out."""
+    with TopicReader(settings, [topic]) as reader:
+        for _, message in reader.read_to_end():
+            try:
+                yield decode(model, message.value())
+            except DecodeError as error:
+                refuse(_record(topic, message), error)
 
 
 def refuse(record: Record, error: DecodeError) -> None:

@@ -90,16 +90,17 @@ class ModelSlot:
         return self._served.previous
 
     def follow(self, pointers: Sequence[CheckpointPromoted]) -> list[SwapReported]:
-        """Serve the last of some pointers; while nothing serves, fall back on the ones before it.
+        """Serve the last of some pointers that is good; those that it overtakes are not loaded.
 
         Delivery: a replica that dies here reads the same pointers again.
         """
         reports = []
         for promoted in reversed(pointers):
             report = self.swap(promoted)
-            if report is not None:
-                reports.append(report)
-            if self.current is not None:
+            if report is None:
+                break
+            reports.append(report)
+            if report.outcome == "succeeded":
                 break
         return reports
 

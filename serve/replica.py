@@ -23,7 +23,7 @@ from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
 from models.semantic_id import format_semantic_id
-from serve.follower import Follower, Offsets, Record, refuse
+from serve.follower import Follower, Offsets, Record, read_events, refuse
 from serve.model_slot import ModelSlot
 from serve.recommender import Recommender
 from serve.reports import Reports
@@ -34,7 +34,6 @@ from serve.schemas import (
     VideoState,
 )
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.client import TopicReader
 from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
@@ -72,10 +71,8 @@ class ServableReports:
 
     def restore(self, settings: Settings) -> Offsets:
         """Read what has been said; return no offsets, so that the catalogue is read from its beginning."""
-        with TopicReader(settings.kafka, [SERVABLE]) as reader:
-            for _, message in reader.read_to_end():
-                said = decode(VideoServable, message.value())
-                self._said.add((said.video_id, said.codebook_version))
+        for said in read_events(settings.kafka, SERVABLE, VideoServable):
+            self._said.add((said.video_id, said.codebook_version))
         return {}
 
     def live(self, video: SemanticIdAssigned) -> None:
@@ -260,9 +257,8 @@ def _sealed_until(settings: Settings) -> Offsets:
     This is read before the histories are: shard and histories commit together, so those can only be further.
     """
     offsets: dict[tuple[str, int], int] = {}
-    with TopicReader(settings.kafka, [SHARDS]) as reader:
-        for _, message in reader.read_to_end():
-            for sealed in decode(ShardSealed, message.value()).ranges:
-                at = (WATCHES.name, sealed.partition)
-                offsets[at] = max(offsets.get(at, 0), sealed.last_offset + 1)
+    for shard in read_events(settings.kafka, SHARDS, ShardSealed):
+        for sealed in shard.ranges:
+            at = (WATCHES.name, sealed.partition)
+            offsets[at] = max(offsets.get(at, 0), sealed.last_offset + 1)
     return offsets

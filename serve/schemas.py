@@ -10,7 +10,7 @@ from streams.events import Identifier, Surface, UserFeatures
 
 MAX_K = 100
 MAX_HISTORY = 100
-MAX_EXCLUDED = 1_000
+MAX_EXCLUDED = 10_000
 Percent = Annotated[int, Field(ge=0, le=1_000)]
 
 

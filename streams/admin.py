@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from infra.clock import Deadline
@@ -100,3 +100,16 @@ def describe_topic(settings: KafkaSettings, topic: Topic) -> dict[str, str]:
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic.in_cluster(settings))
     entries = admin.describe_configs([resource])[resource].result()
     return {name: entry.value for name, entry in entries.items()}
+
+
+def group_is_ready(settings: KafkaSettings, group: str) -> bool:
+    """Return whether a consumer group is stable and some member owns partitions."""
+    admin = AdminClient(client_config(settings))
+    name = settings.topic_prefix + group
+    try:
+        found = admin.describe_consumer_groups([name])[name].result(timeout=10)
+    except KafkaException:
+        return False  # nobody has joined yet, or its coordinator is loading
+    return found.state == ConsumerGroupState.STABLE and any(
+        member.assignment and member.assignment.topic_partitions for member in found.members
+    )

@@ -30,7 +30,10 @@ _PASSING_ERRORS = {
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
     """Return what all clients share: the address and how to authenticate."""
-    config: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers}
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "log_level": 3,  # errors; what passes by itself, such as a coordinator loading, is no news
+    }
     if settings.security_protocol != "PLAINTEXT":
         config["security.protocol"] = settings.security_protocol
     if settings.ssl_ca_location:

@@ -7,7 +7,6 @@ history that a product surface knows at that moment. What is measured is in `wor
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -19,7 +18,8 @@ import httpx
 
 from infra.clock import now_ms
 from infra.errors import TransientError
-from infra.settings import Settings
+from infra.settings import KafkaSettings, Settings
+from streams.admin import group_is_ready
 from streams.client import wait_until
 from streams.events import WatchEvent
 from streams.replay import ReplayClock, replay
@@ -27,6 +27,7 @@ from streams.timeline import Timeline, TimelineEvent
 from workers.demo_observer import Observations, Observer
 
 TOP_K = 10
+WORKER_GROUPS = ("freshet-uploads", "freshet-watches")
 ASKERS = 2  # requests in flight at most
 REQUEST_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 180.0
@@ -153,7 +154,6 @@ def _body(
                 "video_id": one.video_id,
                 "percent": round(100 * one.watched_s / one.duration_s),
                 "watched_s": one.watched_s,
-                "event_time_ms": one.event_time_ms,
                 "surface": one.surface,
                 "context_video_id": one.context_video_id,
             }
@@ -214,28 +214,24 @@ def play(
 
 
 def drain(observer: Observer, played: Played, check: Callable[[], None]) -> list[str]:
-    """Wait until what was sent has come all the way to serving; return what did not, in words."""
-    seen: Observations = observer.seen
+    """Wait until everything that was sent has come all the way to serving; return what did not, in words."""
+    seen = observer.seen
 
     def everything_served() -> bool:
         check()
-        if seen.watches_in_shards() < played.sent["watched"]:
-            return False
-        wanted = {shard.shard_id for _, shard in list(seen.shards) if shard.watches}
-        learned = {one for _, checkpoint in list(seen.checkpoints) for one in checkpoint.shard_ids}
-        if not wanted <= learned or not seen.checkpoints:
-            return False
-        newest = max(checkpoint.model_version for _, checkpoint in seen.checkpoints)
-        return any(
-            swap.outcome == "succeeded" and swap.model_version >= newest
-            for swap in list(seen.swaps)
+        return (
+            len(seen.uploads) == played.sent["uploaded"] + played.sent["updated"]
+            and seen.uploads_without_sid() <= 0
+            and _new_videos_servable(seen)
+            and seen.watches_in_shards() == played.sent["watched"]
+            and _newest_shard_served(seen)
         )
 
     try:
         wait_until(
             everything_served,
             timeout_s=DRAIN_TIMEOUT_S,
-            what="the last watch being served",
+            what="the last upload and the last watch being served",
             interval_s=0.3,
         )
     except TransientError as error:
@@ -243,19 +239,46 @@ def drain(observer: Observer, played: Played, check: Callable[[], None]) -> list
     return []
 
 
+def _new_videos_servable(seen: Observations) -> bool:
+    assigned = {one.video_id for _, one in list(seen.assigned) if one.upload_position >= 0}
+    uploaded = {
+        event.video_id for _, event in list(seen.uploads.values()) if event.type == "uploaded"
+    }
+    return assigned & uploaded <= seen.first_servable.keys()
+
+
+def _newest_shard_served(seen: Observations) -> bool:
+    wanted = {shard.shard_id for _, shard in list(seen.shards) if shard.watches}
+    learned = {one for _, checkpoint in list(seen.checkpoints) for one in checkpoint.shard_ids}
+    if not wanted <= learned or not seen.checkpoints:
+        return False
+    newest = max(checkpoint.model_version for _, checkpoint in list(seen.checkpoints))
+    return any(
+        swap.outcome == "succeeded" and swap.model_version >= newest for swap in list(seen.swaps)
+    )
+
+
 def wait_ready(
-    base_url: str, check: Callable[[], None], stopping: threading.Event, *, timeout_s: float = 240
+    base_url: str, kafka: KafkaSettings, check: Callable[[], None], *, timeout_s: float = 300
 ) -> None:
-    """Wait until the endpoint can recommend."""
+    """Wait until the endpoint can recommend and every worker owns its partitions.
+
+    Raises:
+        TransientError: they do not in time.
+    """
     with httpx.Client(base_url=base_url, timeout=5) as client:
 
         def ready() -> bool:
             check()
-            if stopping.is_set():
-                raise KeyboardInterrupt
             try:
                 return client.get("/readyz").status_code == 200
             except httpx.HTTPError:
                 return False
 
         wait_until(ready, timeout_s=timeout_s, what=f"{base_url}/readyz", interval_s=0.3)
+
+    def owned() -> bool:
+        check()
+        return all(group_is_ready(kafka, group) for group in WORKER_GROUPS)
+
+    wait_until(owned, timeout_s=timeout_s, what=f"an assignment of {WORKER_GROUPS}", interval_s=0.3)

@@ -96,16 +96,28 @@ class Observations:
 
     def watches_in_shards(self) -> int:
         """Return how many watches the announced shards hold."""
-        return sum(shard.watches for _, shard in self.shards)
+        return sum(shard.watches for _, shard in list(self.shards))
+
+    def uploads_without_sid(self) -> int:
+        """Return how many uploads and updates have neither led to a semantic ID nor been refused."""
+        newest: dict[str, int] = {}
+        for _, assigned in list(self.assigned):
+            position = max(assigned.upload_position, newest.get(assigned.video_id, -1))
+            newest[assigned.video_id] = position
+        waiting = sum(
+            newest.get(event.video_id, -1) < offset
+            for (_, offset), (_, event) in list(self.uploads.items())
+        )
+        return waiting - self.dead_letters
 
     def upload_to_sid_s(self) -> list[float]:
         """Return the seconds from each upload's append to the append of the semantic ID made from it."""
         first: dict[tuple[str, int], int] = {}
-        for append_time, assigned in self.assigned:
+        for append_time, assigned in list(self.assigned):
             first.setdefault((assigned.video_id, assigned.upload_position), append_time)
         return [
             (first[event.video_id, offset] - append_time) / 1000
-            for (_, offset), (append_time, event) in self.uploads.items()
+            for (_, offset), (append_time, event) in list(self.uploads.items())
             if (event.video_id, offset) in first
         ]
 
@@ -113,7 +125,7 @@ class Observations:
         """Return the seconds from each new video's append until a replica could recommend it."""
         return [
             (found.servable_time_ms - found.upload_append_time_ms) / 1000
-            for found in self.first_servable.values()
+            for found in list(self.first_servable.values())
         ]
 
     def stage_times(self) -> Iterator[tuple[int, int, int, int]]:

@@ -162,6 +162,7 @@ def build_report(
     return {
         "uploads": played.sent["uploaded"],
         "updates": played.sent["updated"],
+        "uploads_without_semantic_id": seen.uploads_without_sid(),
         "watches": played.sent["watched"],
         "semantic_ids_assigned": len(live),
         "unique_semantic_ids": len({one.semantic_id for one in live.values()}),
@@ -232,6 +233,10 @@ def missing_stages(report: dict[str, Any], *, min_requests: int, min_swaps: int)
         "no upload was sent": report["uploads"] == 0,
         "two live videos share a semantic ID": report["unique_semantic_ids"]
         != report["semantic_ids_assigned"],
+        f"{report['uploads_without_semantic_id']} uploads have no semantic ID": report[
+            "uploads_without_semantic_id"
+        ]
+        > 0,
         "no upload got a semantic ID": report["upload_to_sid_s"]["p50"] is None,
         "no upload became servable": report["upload_to_servable_s"]["p50"] is None,
         f"{report['watches_in_shards']} of {report['watches']} watches are in shards": report[

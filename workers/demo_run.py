@@ -5,9 +5,9 @@ Everything it starts ends with it. The exit status is 0 only if every stage happ
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from infra.storage import ObjectStore
 from infra.supervisor import Supervisor
 from models.lrm import NANO, TINY, Lrm, load_lrm
 from models.training import TrainingConfig
+from streams.client import wait_until
 from streams.clips import with_clips
 from streams.movielens import load_timeline
 from streams.timeline import Timeline, split
@@ -128,6 +129,7 @@ def _run(
     )
     write_report(report, settings.var_dir / "report.json")
     draw(answered, seen, settings.var_dir / "report.png")
+    problems += sorted({one.error for one in played.asked if one.error})[:3]
     problems += missing_stages(
         report,
         min_requests=min(MIN_REQUESTS, options.num_requests),
@@ -154,8 +156,6 @@ def _load_frozen(settings: Settings, fitted: Bootstrapped) -> Lrm:
 
 
 def _endpoint(settings: Settings, supervisor: Supervisor) -> str:
-    from streams.client import wait_until
-
     discovery = settings.var_dir / "serve.json"
 
     def announced() -> bool:
@@ -163,10 +163,8 @@ def _endpoint(settings: Settings, supervisor: Supervisor) -> str:
         return discovery.exists()
 
     wait_until(announced, timeout_s=240, what="the endpoint's start", interval_s=0.3)
-    import json
-
     url: str = json.loads(discovery.read_text())["url"]
-    wait_ready(url, supervisor.check, threading.Event())
+    wait_ready(url, settings.kafka, supervisor.check)
     return url
 
 

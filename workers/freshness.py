@@ -58,7 +58,6 @@ from workers.faust_app import (
     require_broker,
     run_app,
 )
-from workers.freshness_figures import UPLOAD_TO_SID, Delay
 from workers.freshness_snapshot import (
     FILE_NAME,
     Snapshot,
@@ -74,7 +73,7 @@ BATCH_WAIT_S = 1.0  # each batch is a write of the snapshot
 
 class _Kind(NamedTuple):
     model: type[BaseModel]
-    add: Callable[[Any, int], list[Delay]]
+    add: Callable[[Any, int], object]
     """Takes the event and its append time."""
 
 
@@ -141,23 +140,26 @@ class FreshnessWorker:
         if not self._snapshot.advance(topic, message.partition, message.offset):
             return
         append_time_ms = round(message.timestamp * 1000)
-        for stage, seconds in self._kinds[topic.name].add(record, append_time_ms):
-            if stage != UPLOAD_TO_SID:  # the uploads worker observes that one
-                metrics.STAGE_DELAY.labels(stage).observe(max(0.0, seconds))
-                metrics.LAST_SUCCESS.labels(stage).set_to_current_time()
+        self._kinds[topic.name].add(record, append_time_ms)
         metrics.RECORDS.labels(topic.name, "counted").inc()
 
-    def _show(self, event: ImpressionsShown) -> list[Delay]:
+    def _show(self, event: ImpressionsShown) -> None:
         self._figures.count_impressions(event)
         for item in event.items:
             metrics.IMPRESSIONS.labels(event.arm, event.surface, str(item.new).lower()).inc()
-        return []
 
     def _expose(self) -> None:
-        """Set all gauges: also after a restart, before anything new comes."""
+        """Set all gauges: also after a restart, before anything new comes.
+
+        Delays only as quantiles of all so far: histograms of them are with the process in which each stage ends.
+        """
         for arm, surfaces in self._figures.shown.items():
             for surface, shown in surfaces.items():
                 metrics.COVERAGE.labels(arm, surface).set(shown.coverage() or 0.0)
+        for stage, histogram in self._figures.delays.items():
+            for share in (0.5, 0.99):
+                if (seconds := histogram.quantile_s(share)) is not None:
+                    metrics.DELAY_QUANTILE.labels(stage, str(share)).set(seconds)
         for name, model in self._figures.models.items():
             if (version := model.serving_version()) is not None:
                 metrics.MODEL_VERSION.labels(name).set(version)

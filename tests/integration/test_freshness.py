@@ -201,16 +201,18 @@ def test_worker_killed_twice_reports_what_an_uninterrupted_one_would(
     settings = worker.settings
     answers: Sent = [(IMPRESSIONS, f"u{n}", answer(n)) for n in range(ANSWERS)]
     third = ANSWERS // 3
-    send_all(settings, answers[:third])
-    for kill_at, more in ((1, answers[third : 2 * third]), (third, answers[2 * third :])):
+    for first in (0, third):
+        send_all(settings, answers[first : first + third])
+        # As soon as some are saved: their offsets are committed up to a second later.
         wait_until(
-            lambda at=kill_at: worker.report()["impressions"] >= 2 * at,  # type: ignore[misc]
+            lambda first=first: worker.report()["impressions"] > 2 * first,  # type: ignore[misc]
             timeout_s=TIMEOUT_S,
             what="the first figures",
+            interval_s=0.01,
         )
-        send_all(settings, more)
         worker.kill()
         worker.start()
+    send_all(settings, answers[2 * third :])
     send_all(settings, [*videos(now_ms()), *models(now_ms())])
 
     def done() -> bool:
@@ -257,6 +259,7 @@ def test_poison_impression_becomes_a_dead_letter_and_the_metrics_go_on(
     assert 'freshet_freshness_coverage_ratio{arm="arm0",surface="home"} 0.5' in text
     assert 'freshet_freshness_model_version{model_name="lrm"} 4.0' in text
     assert 'freshet_freshness_impressions_total{arm="arm0",new="true",surface="home"} 1.0' in text
+    assert 'freshet_freshness_delay_seconds{quantile="0.99",stage="checkpoint_to_serving"}' in text
     assert 'freshet_records_total{outcome="refused",topic="video.servable"} 1.0' in text
     with pytest.raises(ConfigError, match="FRESHET_VAR_DIR"):
         claim(settings.var_dir)

@@ -5,6 +5,7 @@ The tests run in the order of the file: the first asks before there is a model, 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -317,6 +318,21 @@ def test_answers_are_logged_as_impressions(serving: Endpoint) -> None:
     (shown,) = logged()
     assert (shown.user_id, shown.surface, shown.arm) == ("viewer", "shorts", "lrm")
     assert [item.video_id for item in shown.items] == [item["video_id"] for item in answer["items"]]
+
+
+async def test_overload_is_shed_with_a_time_to_come_back(serving: Endpoint) -> None:
+    watched = [{"video_id": f"v-{number}"} for number in range(20, 30)]
+    heavy = {"history": watched * 2, "k": 100, "exclude": {"watched": False}}
+    async with httpx.AsyncClient(
+        base_url=serving.http.base_url,
+        timeout=START_S,
+        limits=httpx.Limits(max_connections=None),
+    ) as http:
+        asked = [http.post("/v1/recommendations", json=heavy) for _ in range(200)]
+        responses = await asyncio.gather(*asked)
+    assert {response.status_code for response in responses} == {200, 429}
+    assert {one.headers["retry-after"] for one in responses if one.status_code == 429} == {"1"}
+    assert len(serving.ids(k=3)) == 3
 
 
 def test_wrong_request_is_refused_and_metrics_are_exposed(serving: Endpoint) -> None:

@@ -178,14 +178,27 @@ def test_newest_pointer_is_served_and_those_it_overtook_are_not_loaded(
     assert version_of(slot) == 3
 
 
-def test_start_with_a_bad_newest_checkpoint_serves_the_one_before(
+def test_bad_newest_checkpoint_gives_way_to_the_one_it_overtook(
     slot: ModelSlot, tmp_path: Path
 ) -> None:
-    reports = slot.follow([save_checkpoint(tmp_path, 1), flipped_bit(tmp_path)])
+    bad = flipped_bit(tmp_path)
+    reports = slot.follow([save_checkpoint(tmp_path, 1), bad])
     assert [(one.model_version, one.outcome) for one in reports] == [
         (2, "rejected"),
         (1, "succeeded"),
     ]
+    reports = slot.follow([save_checkpoint(tmp_path, 3), bad])
+    assert [one.outcome for one in reports] == ["rejected", "succeeded"]
+    assert version_of(slot) == 3
+
+
+def test_bad_newest_checkpoint_after_the_one_that_serves_changes_nothing(
+    slot: ModelSlot, tmp_path: Path
+) -> None:
+    first = save_checkpoint(tmp_path, 1)
+    slot.follow([first])
+    reports = slot.follow([first, flipped_bit(tmp_path)])
+    assert [one.outcome for one in reports] == ["rejected"]
     assert version_of(slot) == 1
 
 
