@@ -58,7 +58,7 @@ class Behaviour:
 
 
 def behaviour_examples(
-    lrm: Lrm, rows: Iterable[Behaviour], videos: Videos, *, context_min: int = 12
+    lrm: Lrm, rows: Iterable[Behaviour], videos: Videos, *, context_min: int = 8
 ) -> list[Example]:
     """Return texts in which the codes of each *new* watch are learned from all that came before.
 

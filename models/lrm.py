@@ -39,14 +39,14 @@ SIDECAR = "lrm.json"
 class LrmConfig:
     """The shape of a model trained from scratch."""
 
-    hidden_size: int = 192
-    num_layers: int = 4
-    num_heads: int = 6
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    intermediate_size: int = 352
     text_vocabulary_size: int = 2048
     """BPE tokens; the codes come on top."""
-    history_max: int = 50
-    """Watches in a prompt."""
+    history_max: int = 32
+    """Watches in a prompt: seven or so tokens each."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:

@@ -22,7 +22,7 @@ from models.lrm import Lrm
 class TrainingConfig:
     """How an LRM is fitted once, and then refreshed in rounds."""
 
-    peak_learning_rate: float = 3e-3
+    peak_learning_rate: float = 4e-3
     """Of the initial fit, after its warm-up."""
     round_learning_rate: float = 6e-4
     """Constant over all rounds: re-warming at every round forgets more (Ibrahim et al., 2403.08763, sec. 6)."""
@@ -30,8 +30,9 @@ class TrainingConfig:
     """Share of the initial fit's steps in which the learning rate rises."""
     weight_decay: float = 0.05
     gradient_norm_max: float = 1.0
-    block_tokens: int = 512
-    blocks_per_step: int = 8
+    block_tokens: int = 256
+    blocks_per_step: int = 4
+    """Small steps: a model this small is short of updates, not of tokens."""
 
     def __post_init__(self) -> None:
         if not 0 < self.round_learning_rate <= self.peak_learning_rate:
@@ -50,6 +51,7 @@ def make_optimizer(lrm: Lrm, config: TrainingConfig) -> torch.optim.AdamW:
         lr=config.round_learning_rate,
         betas=(0.9, 0.98),
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

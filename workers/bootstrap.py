@@ -7,7 +7,9 @@ costs a minute. Started again, it fits the next codebook_version and begins anew
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +22,8 @@ from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.allocation import Allocator
-from models.examples import behaviour_examples, describe_texts, metadata_examples, pack
-from models.lrm import NANO, LrmConfig, build_lrm
+from models.examples import Block, behaviour_examples, describe_texts, metadata_examples, pack
+from models.lrm import NANO, Lrm, LrmConfig, build_lrm
 from models.prompts import render_history, render_semantic_id
 from models.semantic_id import SemanticIdSpace
 from models.training import TrainingConfig, initial_learning_rate, train_on
@@ -29,6 +31,7 @@ from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send
 from streams.codes import codes_key
 from streams.events import (
+    LRM_MODEL_NAME,
     CheckpointPromoted,
     CodesAllocated,
     CodesComputed,
@@ -43,7 +46,6 @@ from streams.shards import NewWatch, PastWatch, ShardRow
 from streams.timeline import Timeline
 from streams.topics import ALLOCATIONS, CHECKPOINTS, HISTORIES, SEMANTIC_IDS
 from workers.bootstrap_codebook import fit_codebook
-from workers.training import MODEL_NAME
 from workers.training_actor import Video
 from workers.training_round import behaviours, loss_on
 from workers.training_state import TrainingState, checkpoint_key, new_state, save_state
@@ -51,6 +53,7 @@ from workers.training_state import TrainingState, checkpoint_key, new_state, sav
 Progress = Callable[[str, float], None]
 WATCHES_PER_ROW = 25
 ANCHOR_ROWS = 64
+PROBE_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,11 @@ class BootstrapConfig:
 
     lrm: LrmConfig = NANO
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    epochs: int = 3
-    metadata_share: float = 0.3
+    epochs: int = 2
+    metadata_share: float = 0.1
     """Share of all metadata examples in each epoch."""
+    fit_max_s: float = 120.0
+    """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
 
 
 @dataclass(frozen=True)
@@ -242,21 +247,7 @@ def initial_fit(
     lrm = build_lrm(_texts(learned, videos), space, config=config.lrm, seed=seed)
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
-    losses: list[float] = []
-    behaviour = behaviour_examples(lrm, behaviours(learned), videos)
-    metadata = metadata_examples(lrm, videos.values())
-    blocks = []
-    for _ in range(config.epochs):
-        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
-        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
-    losses = train_on(
-        lrm,
-        state.optimizer,
-        blocks,
-        config.training,
-        learning_rate=lambda step, steps: initial_learning_rate(config.training, step, steps),
-        on_step=lambda step, steps, _: progress("lrm", step / steps),
-    )
+    losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
     for row in learned:
         state.reservoir.add(row, state.rng)
         newest = max(watch.event_time_ms for watch in row.watches)
@@ -264,6 +255,49 @@ def initial_fit(
     state.model_version, state.steps = 1, len(losses)
     state.anchor_loss = loss_on(state, anchors, videos)
     return state, losses
+
+
+def _blocks(
+    lrm: Lrm,
+    rows: Sequence[ShardRow],
+    videos: dict[str, Video],
+    config: BootstrapConfig,
+    rng: random.Random,
+) -> list[Block]:
+    behaviour = behaviour_examples(lrm, behaviours(rows), videos)
+    metadata = metadata_examples(lrm, videos.values())
+    blocks = []
+    for _ in range(config.epochs):
+        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
+        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
+    return blocks
+
+
+def _fit(
+    state: TrainingState, blocks: list[Block], config: BootstrapConfig, progress: Progress
+) -> list[float]:
+    """Train on the blocks, or on as many as `fit_max_s` allows, judged by the first few steps."""
+    training = config.training
+    size = training.blocks_per_step
+    num_steps = math.ceil(len(blocks) / size)
+    head = blocks[: PROBE_STEPS * size]
+
+    def rate(done: int) -> Callable[[int, int], float]:
+        return lambda step, _: initial_learning_rate(training, done + step, num_steps)
+
+    started = time.monotonic()
+    losses = train_on(state.lrm, state.optimizer, head, training, learning_rate=rate(0))
+    affordable = int(config.fit_max_s / (time.monotonic() - started) * PROBE_STEPS)
+    num_steps = min(num_steps, max(PROBE_STEPS, affordable))
+    tail = blocks[PROBE_STEPS * size : num_steps * size]
+    return losses + train_on(
+        state.lrm,
+        state.optimizer,
+        tail,
+        training,
+        learning_rate=rate(PROBE_STEPS),
+        on_step=lambda step, steps, _: progress("lrm", step / steps),
+    )
 
 
 def _texts(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
@@ -282,7 +316,7 @@ def _promote(settings: Settings, state: TrainingState) -> str:
     """Save the first checkpoint where the topics end now, and announce it."""
     store = ObjectStore(settings.storage.root)
     store.remove(
-        f"checkpoints/{MODEL_NAME}"
+        f"checkpoints/{LRM_MODEL_NAME}"
     )  # of an earlier codebook; nothing may go on from those
     with TopicReader(settings.kafka, [SEMANTIC_IDS], from_end=True) as reader:
         state.positions.next_semantic_id_offsets = {
@@ -290,19 +324,19 @@ def _promote(settings: Settings, state: TrainingState) -> str:
         }
     record = {"shard_ids": [], "metrics": {"anchor_loss": state.anchor_loss}, "refused": ""}
     sha256 = save_state(
-        state, store, MODEL_NAME, scratch=Path(settings.var_dir) / "scratch", record=record
+        state, store, LRM_MODEL_NAME, scratch=Path(settings.var_dir) / "scratch", record=record
     )
     client = producer(settings.kafka)
     event = CheckpointPromoted(
-        model_name=MODEL_NAME,
+        model_name=LRM_MODEL_NAME,
         model_version=state.model_version,
         codebook_version=state.lrm.space.codebook_version,
-        path=checkpoint_key(MODEL_NAME, state.model_version),
+        path=checkpoint_key(LRM_MODEL_NAME, state.model_version),
         sha256=sha256,
         metrics=record["metrics"],
         newest_event_time_ms=state.newest_event_time_ms,
         promoted_time_ms=now_ms(),
     )
-    send(client, settings.kafka, CHECKPOINTS, MODEL_NAME, event)
+    send(client, settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, event)
     flush(client)
     return sha256

@@ -27,6 +27,7 @@ from models.lrm import NANO, TINY, Lrm, load_lrm
 from models.training import TrainingConfig
 from streams.client import wait_until
 from streams.clips import with_clips
+from streams.events import LRM_MODEL_NAME
 from streams.movielens import load_timeline
 from streams.timeline import Timeline, split
 from workers.bootstrap import BootstrapConfig, Bootstrapped, bootstrap
@@ -44,7 +45,6 @@ from workers.demo_report import (
     write_report,
 )
 from workers.stack import kafka_running, processes_running
-from workers.training import MODEL_NAME
 from workers.training_state import checkpoint_key
 
 
@@ -150,7 +150,7 @@ def timelines(options: DemoOptions) -> tuple[Timeline, Timeline]:
 def _load_frozen(settings: Settings, fitted: Bootstrapped) -> Lrm:
     store = ObjectStore(settings.storage.root)
     folder = store.local_directory(
-        checkpoint_key(MODEL_NAME, fitted.model_version), settings.var_dir / "cache"
+        checkpoint_key(LRM_MODEL_NAME, fitted.model_version), settings.var_dir / "cache"
     )
     return load_lrm(folder, sha256=fitted.sha256)
 

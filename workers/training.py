@@ -35,7 +35,7 @@ from models.codebook import current_manifest
 from streams.catalogue import Catalogue
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
-from streams.events import CheckpointPromoted, SemanticIdAssigned, ShardSealed
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted, SemanticIdAssigned, ShardSealed
 from streams.shards import ShardRow, read_shard
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
@@ -48,7 +48,6 @@ from workers.training_state import (
 )
 
 log = get_logger()
-MODEL_NAME = "lrm"
 SHARDS_PER_ROUND_MAX = 256
 
 
@@ -64,7 +63,7 @@ class Pending:
 class TrainingLoop:
     """Reads, gives rounds to the actor, announces what passed."""
 
-    def __init__(self, settings: Settings, *, model_name: str = MODEL_NAME) -> None:
+    def __init__(self, settings: Settings, *, model_name: str = LRM_MODEL_NAME) -> None:
         self._settings = settings
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)

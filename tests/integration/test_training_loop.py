@@ -21,11 +21,17 @@ from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send, wait_until
 from streams.codec import decode
-from streams.events import CheckpointPromoted, OffsetRange, SemanticIdAssigned, ShardSealed
+from streams.events import (
+    LRM_MODEL_NAME,
+    CheckpointPromoted,
+    OffsetRange,
+    SemanticIdAssigned,
+    ShardSealed,
+)
 from streams.shards import ShardRow, write_shard
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
 from tests.lrm_factories import SPACE, shard_row, some_videos, tiny_lrm
-from workers.training import MODEL_NAME, TrainingLoop
+from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
 from workers.training_state import load_state, new_state, save_state
 
@@ -61,7 +67,7 @@ def settings(broker: LocalBroker, tmp_path: Path, request: pytest.FixtureRequest
     state.model_version = 1
     state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
     record = {"shard_ids": [], "metrics": {}, "refused": ""}
-    save_state(state, store, MODEL_NAME, scratch=tmp_path / "scratch", record=record)
+    save_state(state, store, LRM_MODEL_NAME, scratch=tmp_path / "scratch", record=record)
     publish_videos(settings)
     return settings
 
@@ -146,7 +152,7 @@ def test_rounds_train_announce_and_resume_where_they_stopped(
     assert len({one.sha256 for one in found}) == 3
     assert "prequential_recall_at_10" in found[1].metrics
     state = load_state(
-        ObjectStore(settings.storage.root), MODEL_NAME, 3, cache=settings.var_dir / "cache"
+        ObjectStore(settings.storage.root), LRM_MODEL_NAME, 3, cache=settings.var_dir / "cache"
     )
     assert state.positions.next_shard_offset == 2
 
@@ -175,7 +181,7 @@ def test_shard_that_is_not_what_was_announced_is_skipped(
     running.stop()
     state = load_state(
         ObjectStore(settings.storage.root),
-        MODEL_NAME,
+        LRM_MODEL_NAME,
         running.outcomes[-1].model_version,
         cache=settings.var_dir,
     )
