@@ -22,7 +22,7 @@ from models.lrm import Lrm
 class TrainingConfig:
     """How an LRM is fitted once, and then refreshed in rounds."""
 
-    peak_learning_rate: float = 4e-3
+    peak_learning_rate: float = 2e-3
     """Of the initial fit, after its warm-up."""
     round_learning_rate: float = 6e-4
     """Constant over all rounds: re-warming at every round forgets more (Ibrahim et al., 2403.08763, sec. 6)."""
