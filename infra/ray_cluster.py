@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +26,7 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
 
     A cluster started here ends with the context, or with this process, however that dies.
     """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if settings.ray.address:
         ray.init(address=settings.ray.address, log_to_driver=True, logging_level=logging.ERROR)
     else:
@@ -34,6 +37,10 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )
+    if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+        signal.signal(
+            signal.SIGTERM, on_sigterm
+        )  # ray.init puts in its own, which exits at any line
     try:
         yield str(ray.get_runtime_context().gcs_address)
     finally:

@@ -91,7 +91,12 @@ class TrainingSettings(_Group):
     """The training loop."""
 
     threads: int = Field(1, ge=1, description="CPU threads of the training actor")
-    steps_max: int = Field(60, ge=1, description="optimizer steps of one round at most")
+    round_watches_max: int = Field(
+        10_000, ge=1, description="watches after which a round takes no further shard"
+    )
+    new_videos_min: int = Field(
+        64, ge=1, description="new videos that are worth a round without any shard"
+    )
     idle_poll_s: float = Field(0.5, gt=0, description="seconds between looks for new shards")
     replay_share: float = Field(
         0.25, ge=0, lt=1, description="share of a round's rows drawn from the replay reservoir"

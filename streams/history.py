@@ -12,7 +12,7 @@ from hashlib import blake2b
 import msgspec
 from msgspec import Struct, field
 
-from streams.events import Surface
+from streams.events import HistoryEntry, Surface, WatchEvent
 from streams.watches import UserFeatures, Watch
 
 MAX_PERCENT = 1_000
@@ -46,9 +46,22 @@ def event_hash(event_id: str) -> int:
     return int.from_bytes(blake2b(event_id.encode(), digest_size=6).digest())
 
 
-def percent_watched(watch: Watch) -> int:
+def percent_watched(watch: Watch | WatchEvent) -> int:
     """Return how much of the video was watched, in percent, at most `MAX_PERCENT`."""
     return min(round(100 * watch.watched_s / watch.duration_s), MAX_PERCENT)
+
+
+def history_entry(watch: WatchEvent) -> HistoryEntry:
+    """Return the contract's entry for a watch, as the sealer would write it."""
+    return HistoryEntry(
+        video_id=watch.video_id,
+        percent=percent_watched(watch),
+        watched_s=round(watch.watched_s, 1),
+        event_time_ms=watch.event_time_ms,
+        surface=watch.surface,
+        event_hash=event_hash(watch.event_id),
+        context_video_id=watch.context_video_id,
+    )
 
 
 class History:

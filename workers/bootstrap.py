@@ -41,7 +41,7 @@ from streams.events import (
     VideoUploaded,
     WatchEvent,
 )
-from streams.history import event_hash
+from streams.history import history_entry, percent_watched
 from streams.shards import NewWatch, PastWatch, ShardRow
 from streams.timeline import Timeline
 from streams.topics import ALLOCATIONS, CHECKPOINTS, HISTORIES, SEMANTIC_IDS
@@ -108,9 +108,7 @@ def bootstrap(
     codebook = fit_codebook(uploads, settings, progress=progress)
     computed = codebook.codes_computed(uploads, append_time_ms=now_ms())
     assigned = _assign(settings, computed, codebook.manifest.disambiguation_size)
-    videos = {
-        one.video_id: Video(one.semantic_id, one.title, one.channel, one.topics) for one in assigned
-    }
+    videos = {one.video_id: Video.of(one) for one in assigned}
     _publish_histories(settings, watches)
     rows = list(rows_of(watches, codebook.manifest.codebook_version))
     state, losses = initial_fit(
@@ -168,17 +166,7 @@ def _assign(
 def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> None:
     by_user: dict[str, list[HistoryEntry]] = defaultdict(list)
     for watch in watches:
-        by_user[watch.user_id].append(
-            HistoryEntry(
-                video_id=watch.video_id,
-                percent=_percent(watch),
-                watched_s=watch.watched_s,
-                event_time_ms=watch.event_time_ms,
-                surface=watch.surface,
-                event_hash=event_hash(watch.event_id),
-                context_video_id=watch.context_video_id,
-            )
-        )
+        by_user[watch.user_id].append(history_entry(watch))
     client = producer(settings.kafka)
     for user_id, entries in by_user.items():
         newest = tuple(entries[-settings.watches.history_length :])
@@ -207,7 +195,7 @@ def _new_watch(watch: WatchEvent) -> NewWatch:
         video_id=watch.video_id,
         semantic_id=None,
         channel=None,
-        percent=_percent(watch),
+        percent=percent_watched(watch),
         watched_s=watch.watched_s,
         event_time_ms=watch.event_time_ms,
         surface=watch.surface,
@@ -222,10 +210,6 @@ def _new_watch(watch: WatchEvent) -> NewWatch:
     )
 
 
-def _percent(watch: WatchEvent) -> int:
-    return round(100 * watch.watched_s / watch.duration_s)
-
-
 def initial_fit(
     rows: list[ShardRow],
     videos: dict[str, Video],
@@ -237,7 +221,7 @@ def initial_fit(
 ) -> tuple[TrainingState, list[float]]:
     """Return a trained state at model_version 1, and the loss of each step.
 
-    The newest rows are anchors: held out here and ever after, so that the gates can see forgetting.
+    Some rows are anchors, drawn at random: held out here and ever after, so that the gates can see forgetting.
     """
     progress("vocabulary", 0.0)
     rng = random.Random(seed)

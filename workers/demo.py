@@ -22,7 +22,8 @@ from infra.settings import KafkaSettings, Settings
 from streams.admin import group_is_ready
 from streams.client import wait_until
 from streams.events import WatchEvent
-from streams.replay import ReplayClock, replay
+from streams.history import percent_watched
+from streams.replay import replay
 from streams.timeline import Timeline, TimelineEvent
 from workers.demo_observer import Observations, Observer
 
@@ -68,7 +69,6 @@ class Played:
     asked: list[Asked] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     stream_s: float = 0.0
-    watch_event_times_ms: list[int] = field(default_factory=list)
 
 
 class Surface:
@@ -152,7 +152,7 @@ def _body(
         "history": [
             {
                 "video_id": one.video_id,
-                "percent": round(100 * one.watched_s / one.duration_s),
+                "percent": percent_watched(one),
                 "watched_s": one.watched_s,
                 "surface": one.surface,
                 "context_video_id": one.context_video_id,
@@ -187,11 +187,11 @@ def play(
         if not isinstance(event, WatchEvent):
             return
         if event.event_id in sample:
+            # A question that waited here would be asked after its watch was sent, perhaps of a model that knows it.
+            while len(pending) >= ASKERS:
+                played.asked.append(pending.pop(0).result())
             pending.append(askers.submit(surface.question(event)))
         surface.remember(event)
-        played.watch_event_times_ms.append(now_ms())
-        while pending and pending[0].done():
-            played.asked.append(pending.pop(0).result())
 
     def progress(sent: Counter[str]) -> None:
         played.sent = sent
@@ -199,16 +199,18 @@ def play(
             on_progress(played)
 
     started = time.monotonic()
-    with ThreadPoolExecutor(ASKERS, thread_name_prefix="ask") as askers:
+    askers = ThreadPoolExecutor(ASKERS, thread_name_prefix="ask")
+    try:
         replay(
             settings.kafka,
             later.events,
             events_per_s=events_per_s,
-            clock=ReplayClock(),
             before=before,
             on_progress=progress,
         )
         played.asked += [one.result() for one in pending]
+    finally:
+        askers.shutdown(cancel_futures=True)
     played.stream_s = time.monotonic() - started
     return played
 

@@ -50,7 +50,6 @@ class Observations:
         uploads: append time and event of each upload or update.
         watches: append time of each watch.
         assigned: (append time, event), in the order of the log's append times.
-        removed: (append time, key) of each tombstone.
         first_servable: video_id to when a replica first could recommend it.
         shards, checkpoints: (append time, event).
         swaps: reports of all replicas.
@@ -122,10 +121,14 @@ class Observations:
         ]
 
     def upload_to_servable_s(self) -> list[float]:
-        """Return the seconds from each new video's append until a replica could recommend it."""
+        """Return the seconds from each new video's append until a replica could recommend it; edits do not count."""
+        uploaded = {
+            event.video_id for _, event in list(self.uploads.values()) if event.type == "uploaded"
+        }
         return [
             (found.servable_time_ms - found.upload_append_time_ms) / 1000
             for found in list(self.first_servable.values())
+            if found.video_id in uploaded
         ]
 
     def stage_times(self) -> Iterator[tuple[int, int, int, int]]:

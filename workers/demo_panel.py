@@ -101,6 +101,9 @@ class StreamPanel:
             "requests": f"{len(played.asked)}",
             "upload to SID p50": _median(seen.upload_to_sid_s()[-NEWEST:]),
             "upload to servable p50": _median(seen.upload_to_servable_s()[-NEWEST:]),
+            "watch to serving p50": _median(
+                [(end - start) / 1000 for start, _, _, end in seen.stage_times()]
+            ),
             "servable": f"{len(seen.first_servable):,} new",
             "shards": f"{len(seen.shards)} ({seen.watches_in_shards():,} watches)",
             "checkpoints": f"{len(seen.checkpoints)}",

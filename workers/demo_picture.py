@@ -24,7 +24,7 @@ def draw(answered: Sequence[Answered], seen: Observations, path: Path) -> None:
     if not servable:
         return
     start_ms = servable[0].asked.asked_at_ms
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
     minutes = np.array([(one.asked.asked_at_ms - start_ms) / 60_000 for one in servable])
     hits = {
         "LRM, refreshed": [one.asked.watch.video_id in one.asked.recommended for one in servable],
@@ -39,7 +39,8 @@ def draw(answered: Sequence[Answered], seen: Observations, path: Path) -> None:
             above.axvline(at, color="#bbbbbb", linewidth=0.8, zorder=0)
     above.set_ylabel(f"recall@10, mean of the last {WINDOW} requests")
     above.set_title("What a viewer really watched next, among the ten recommended")
-    above.legend(frameon=False)
+    above.set_ylim(bottom=0)
+    above.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     _delays(below, seen, start_ms)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -69,10 +70,12 @@ def _delays(axes: plt.Axes, seen: Observations, start_ms: int) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("seconds")
     axes.set_xlabel("minutes of the stream; grey lines are swaps")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _running_mean(values: Sequence[bool]) -> np.ndarray:
     total = np.cumsum(np.array(values, dtype=float))
     before = np.concatenate([np.zeros(min(WINDOW, len(total))), total[:-WINDOW]])
-    return (total - before) / np.minimum(np.arange(1, len(total) + 1), WINDOW)
+    mean = (total - before) / np.minimum(np.arange(1, len(total) + 1), WINDOW)
+    mean[: WINDOW // 3] = np.nan  # too few to mean anything
+    return mean

@@ -21,8 +21,8 @@ from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import LiveTrie
-from streams.events import HistoryEntry, SemanticIdAssigned, WatchEvent
-from streams.history import event_hash
+from streams.events import SemanticIdAssigned
+from streams.history import history_entry
 from workers.demo import TOP_K, Asked, Played
 from workers.demo_observer import Observations
 from workers.training_actor import Video
@@ -67,7 +67,7 @@ class _LiveThen:
                 pair = (one.video_id, format_semantic_id(former.semantic_id))
                 self._retired_ms[pair] = appended_ms
             batch[one.video_id] = one
-            self.videos[one.video_id] = Video(one.semantic_id, one.title, one.channel, one.topics)
+            self.videos[one.video_id] = Video.of(one)
             self._place += 1
         if batch:
             self.trie.insert_many(
@@ -114,7 +114,7 @@ def score_frozen(
         then.advance_to(one.asked_at_ms)
         request = Request(
             viewer=None,
-            watches=[_entry(watch) for watch in one.history],
+            watches=[history_entry(watch) for watch in one.history],
             ask=Ask(one.watch.surface, one.watch.context_video_id),
             excluded_video_ids=one.excluded,
         )
@@ -133,18 +133,6 @@ def score_frozen(
     return answered
 
 
-def _entry(watch: WatchEvent) -> HistoryEntry:
-    return HistoryEntry(
-        video_id=watch.video_id,
-        percent=round(100 * watch.watched_s / watch.duration_s),
-        watched_s=watch.watched_s,
-        event_time_ms=watch.event_time_ms,
-        surface=watch.surface,
-        event_hash=event_hash(watch.event_id),
-        context_video_id=watch.context_video_id,
-    )
-
-
 def build_report(
     seen: Observations,
     played: Played,
@@ -156,7 +144,8 @@ def build_report(
     """Return what `report.json` holds."""
     stages = list(seen.stage_times())
     live = {one.video_id: one for _, one in seen.assigned}
-    swapped = [swap for swap in seen.swaps if swap.outcome == "succeeded"]
+    # The load of the first model at a replica's start is no swap.
+    swapped = [one for one in seen.swaps if one.outcome == "succeeded" and one.previous_version]
     shown = [item for one in seen.impressions for item in one.items]
     ok = [one for one in answered if not one.asked.error]
     return {
@@ -243,7 +232,11 @@ def missing_stages(report: dict[str, Any], *, min_requests: int, min_swaps: int)
             "watches"
         ]
         != report["watches_in_shards"],
-        "no watch came all the way to serving": report["watch_to_serving_s"]["p50"] is None,
+        f"{report['watches_served']} of {report['watches']} watches came all the way to serving": report[
+            "watches_served"
+        ]
+        != report["watches"],
+        f"{report['dead_letters']} records were refused": report["dead_letters"] > 0,
         f"{report['distinct_swaps']} swaps to distinct weights, expected {min_swaps}": report[
             "distinct_swaps"
         ]

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from infra.clock import now_ms
 from infra.errors import ConfigError
 from infra.log import configure
 from infra.settings import Settings, with_values
@@ -87,6 +88,9 @@ def run_demo(settings: Settings, options: DemoOptions) -> int:
         storage__root=str(folder.absolute() / "store"),
         serve__port=0,
     )
+    if settings.kafka.bootstrap_servers:  # where earlier demos have left their topics
+        prefix = f"{settings.kafka.topic_prefix}demo-{now_ms()}-"
+        settings = with_values(settings, kafka__topic_prefix=prefix)
     configure("demo", level="WARNING", format=settings.log.format)
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console()

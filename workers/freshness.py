@@ -27,6 +27,7 @@ import faust
 from pydantic import BaseModel
 
 from infra import log, metrics
+from infra.claim import claim
 from infra.errors import DecodeError
 from infra.settings import Settings
 from infra.storage import write_atomically
@@ -60,8 +61,8 @@ from workers.faust_app import (
 )
 from workers.freshness_snapshot import (
     FILE_NAME,
+    LOCK_NAME,
     Snapshot,
-    claim,
     load_snapshot,
     topic_ids,
 )
@@ -221,7 +222,7 @@ def run(settings: Settings) -> None:
         ConfigError: another one uses the same folder, or Kafka's address or the topics are missing.
     """
     log.configure("freshness", level=settings.log.level, format=settings.log.format)
-    with claim(settings.var_dir):
+    with claim(settings.var_dir / LOCK_NAME, "freshness worker"):
         app = create_app(settings)
         metrics.expose(settings.metrics.host, settings.metrics.freshness_port)
         run_app(app)

@@ -7,11 +7,9 @@ Knows nothing of what the figures mean.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import uuid
 from pathlib import Path
-from typing import IO
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -97,22 +95,3 @@ def topic_ids(kafka: KafkaSettings, topics: tuple[Topic, ...]) -> dict[str, str]
             f"the topics cannot be read at {kafka.bootstrap_servers!r}: {error.args[0]}; "
             "create them with `freshet topics create`, or check FRESHET_KAFKA__BOOTSTRAP_SERVERS"
         ) from error
-
-
-def claim(directory: Path) -> IO[bytes]:
-    """Return a lock on the directory's snapshot; closing it, or dying in whatever way, frees it.
-
-    Raises:
-        ConfigError: another process has it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / LOCK_NAME).open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(
-            f"another freshness worker writes to {directory}; one is enough for all partitions, "
-            "and another needs a FRESHET_VAR_DIR of its own"
-        ) from None
-    return lock

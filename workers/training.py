@@ -25,8 +25,9 @@ from confluent_kafka import Message
 from ray.exceptions import RayActorError
 
 from infra import metrics
+from infra.claim import claim
 from infra.clock import now_ms
-from infra.errors import ConfigError, DecodeError, FreshetError
+from infra.errors import ConfigError, DecodeError, TransientError, VersionMismatchError
 from infra.log import configure, get_logger
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings
@@ -35,7 +36,7 @@ from models.codebook import current_manifest
 from streams.catalogue import Catalogue
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
-from streams.events import LRM_MODEL_NAME, CheckpointPromoted, SemanticIdAssigned, ShardSealed
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ShardSealed
 from streams.shards import ShardRow, read_shard
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
@@ -48,14 +49,14 @@ from workers.training_state import (
 )
 
 log = get_logger()
-SHARDS_PER_ROUND_MAX = 256
+ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
 
 
 @dataclass
 class Pending:
     """What was read since the last checkpoint; cleared only when the next one is complete."""
 
-    shards: list[ShardSealed] = field(default_factory=list)
+    shards: list[tuple[int, ShardSealed]] = field(default_factory=list)  # with their offsets
     new_video_ids: dict[str, None] = field(default_factory=dict)
     positions: Positions = field(default_factory=Positions)
 
@@ -69,9 +70,10 @@ class TrainingLoop:
         self._store = ObjectStore(settings.storage.root)
         version = self._newest_version()
         positions = load_positions(self._store, model_name, version)
+        self._actor_deaths = 0
         self._pending = Pending(positions=positions)
         self._learned = dict(positions.next_semantic_id_offsets)
-        self._catalogue = Catalogue(current_manifest(self._store).codebook_version)
+        self._catalogue = Catalogue(self._agreed_codebook(version))
         self._changes: dict[str, Video | None] = {}
         self._videos_reader = TopicReader(settings.kafka, [SEMANTIC_IDS])
         start = {(SHARDS.name, 0): positions.next_shard_offset}
@@ -91,10 +93,21 @@ class TrainingLoop:
             )
         return versions[-1]
 
+    def _agreed_codebook(self, model_version: int) -> int:
+        """Return the codebook_version that checkpoint and object store agree on."""
+        current = current_manifest(self._store).codebook_version
+        spoken = read_record(self._store, self._model_name, model_version)["codebook_version"]
+        if spoken != current:
+            raise VersionMismatchError(
+                f"checkpoint {model_version} speaks codebook {spoken}, the object store's current one is {current}: "
+                "run `freshet bootstrap` to fit a model to it"
+            )
+        return current
+
     def _start_actor(self) -> Any:
         actor = LrmTrainerActor.remote(self._settings, self._model_name)  # type: ignore[attr-defined]
         self._changes = {
-            video_id: _video(found) for video_id, found in self._catalogue.videos.items()
+            video_id: Video.of(found) for video_id, found in self._catalogue.videos.items()
         }
         return actor
 
@@ -114,7 +127,7 @@ class TrainingLoop:
             return
         if change is None:
             return
-        self._changes[change.video_id] = _video(change.current) if change.current else None
+        self._changes[change.video_id] = Video.of(change.current) if change.current else None
         if offset >= self._learned.get(partition, 0):
             self._pending.new_video_ids[change.video_id] = None
 
@@ -123,13 +136,13 @@ class TrainingLoop:
         shards = self._shards_reader.poll(timeout_s=self._settings.training.idle_poll_s)
         for _, message in shards:
             try:
-                self._pending.shards.append(decode(ShardSealed, message.value()))
+                sealed = decode(ShardSealed, message.value())
+                self._pending.shards.append((message.offset(), sealed))
             except DecodeError as error:
                 metrics.DEAD_LETTERS.labels(SHARDS.name, error.reason).inc()
                 log.warning("record_refused", topic=SHARDS.name, reason=error.reason)
-        while found := self._videos_reader.poll(timeout_s=0.05):
-            for _, message in found:
-                self._take_video(message)
+        for _, message in self._videos_reader.read_to_end():
+            self._take_video(message)
         metrics.BACKLOG.set(len(self._pending.shards))
 
     def run(
@@ -138,7 +151,10 @@ class TrainingLoop:
         """Train rounds until told to stop."""
         while not stopping.is_set():
             self.poll()
-            if not self._pending.shards:
+            enough_videos = (
+                len(self._pending.new_video_ids) >= self._settings.training.new_videos_min
+            )
+            if not self._pending.shards and not enough_videos:
                 continue
             outcome = self._round(stopping)
             if outcome is not None and on_round is not None:
@@ -146,15 +162,13 @@ class TrainingLoop:
 
     def _round(self, stopping: threading.Event) -> RoundOutcome | None:
         """Give the actor what is pending and wait; None when stopped, or when the actor died and must try again."""
-        taken = self._pending.shards[:SHARDS_PER_ROUND_MAX]
-        positions = self._positions(
-            all_shards=len(taken) == len(self._pending.shards), num_taken=len(taken)
-        )
+        taken = self._take_shards()
+        rows, shard_ids = self._rows([shard for _, shard in taken])
         task = RoundTask(
-            rows=self._rows(taken),
-            shard_ids=tuple(shard.shard_id for shard in taken),
+            rows=rows,
+            shard_ids=shard_ids,
             new_video_ids=tuple(self._pending.new_video_ids),
-            positions=positions,
+            positions=self._positions(taken),
         )
         try:
             self._actor.update_videos.remote(self._changes)
@@ -164,35 +178,66 @@ class TrainingLoop:
                     return None
             outcome: RoundOutcome = ray.get(reference)
         except RayActorError as error:
-            log.warning("training_actor_died", error=str(error))
-            metrics.ROUNDS.labels("actor_died").inc()
-            self._actor = self._start_actor()
+            self._replace_actor(error, task.positions, len(taken))
             return None
+        self._actor_deaths = 0
         self._changes = {}
-        self._learned = dict(positions.next_semantic_id_offsets)
-        self._pending = Pending(shards=self._pending.shards[len(taken) :], positions=positions)
+        self._move_on(task.positions, len(taken))
         self._conclude(outcome, task.shard_ids)
         return outcome
 
-    def _positions(self, *, all_shards: bool, num_taken: int) -> Positions:
-        next_shard = self._shards_reader.next_offsets[SHARDS.name, 0]
-        if not all_shards:
-            next_shard = self._pending.positions.next_shard_offset + num_taken
-        return Positions(
-            next_shard,
-            {at: to for (_, at), to in self._videos_reader.next_offsets.items()},
-        )
+    def _take_shards(self) -> list[tuple[int, ShardSealed]]:
+        """Return the next shards, as many as a round may have watches, and one at least."""
+        watches = 0
+        for number, (_, shard) in enumerate(self._pending.shards):
+            watches += shard.watches
+            if watches >= self._settings.training.round_watches_max:
+                return self._pending.shards[: number + 1]
+        return list(self._pending.shards)
 
-    def _rows(self, shards: list[ShardSealed]) -> list[ShardRow]:
-        """Return the rows of all shards; one that is missing or not what was announced is skipped and counted."""
+    def _positions(self, taken: list[tuple[int, ShardSealed]]) -> Positions:
+        if len(taken) < len(self._pending.shards):
+            next_shard = taken[-1][0] + 1
+        else:
+            next_shard = self._shards_reader.next_offsets[SHARDS.name, 0]
+        videos = {at: to for (_, at), to in self._videos_reader.next_offsets.items()}
+        return Positions(next_shard, videos)
+
+    def _move_on(self, positions: Positions, num_taken: int) -> None:
+        self._learned = dict(positions.next_semantic_id_offsets)
+        self._pending = Pending(shards=self._pending.shards[num_taken:], positions=positions)
+
+    def _replace_actor(self, error: RayActorError, positions: Positions, num_taken: int) -> None:
+        """Start another actor; it goes on from the newest checkpoint, which may be that of the round it died in."""
+        self._actor_deaths += 1
+        metrics.ROUNDS.labels("actor_died").inc()
+        log.warning("training_actor_died", error=str(error), in_a_row=self._actor_deaths)
+        if self._actor_deaths >= ACTOR_DEATHS_MAX:
+            raise TransientError(
+                f"the training actor died {self._actor_deaths} times in a row: {error}"
+            )
+        newest = self._newest_version()
+        if load_positions(self._store, self._model_name, newest) == positions:
+            self._announce_missing(newest)
+            self._move_on(positions, num_taken)
+        self._actor = self._start_actor()
+
+    def _rows(self, shards: list[ShardSealed]) -> tuple[list[ShardRow], tuple[str, ...]]:
+        """Return the rows of all shards that are what was announced, and those shards' ids; others are counted.
+
+        Raises:
+            TransientError: a shard is not in the object store; it may come back, and must not be skipped.
+        """
         rows: list[ShardRow] = []
+        learned = []
         for shard in shards:
             try:
                 rows += read_shard(self._store.get_bytes(shard.path, sha256=shard.sha256))
-            except FreshetError as error:
+                learned.append(shard.shard_id)
+            except (VersionMismatchError, DecodeError) as error:
                 metrics.SHARDS.labels("skipped").inc()
                 log.error("shard_skipped", shard_id=shard.shard_id, error=str(error))
-        return rows
+        return rows, tuple(learned)
 
     def _conclude(self, outcome: RoundOutcome, shard_ids: tuple[str, ...]) -> None:
         verdict = "refused" if outcome.refused else "promoted"
@@ -249,9 +294,10 @@ class TrainingLoop:
         announced = 0
         with TopicReader(self._settings.kafka, [CHECKPOINTS]) as reader:
             for _, message in reader.read_to_end():
-                found = decode(CheckpointPromoted, message.value())
-                if found.model_name == self._model_name:
-                    announced = max(announced, found.model_version)
+                if message.key() == self._model_name.encode() and message.value():
+                    announced = max(
+                        announced, decode(CheckpointPromoted, message.value()).model_version
+                    )
         record = read_record(self._store, self._model_name, newest)
         if newest > announced and not record["record"]["refused"]:
             self._announce(
@@ -282,10 +328,6 @@ class TrainingLoop:
         self._shards_reader.close()
 
 
-def _video(found: SemanticIdAssigned) -> Video:
-    return Video(found.semantic_id, found.title, found.channel, found.topics)
-
-
 def run(settings: Settings) -> None:
     """Be the training process until SIGTERM or SIGINT; a round that is under way is given up and repeated later."""
     configure("train", level=settings.log.level, format=settings.log.format)
@@ -293,7 +335,7 @@ def run(settings: Settings) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with ensure_ray(settings):
+    with claim(settings.var_dir / "training.lock", "training loop"), ensure_ray(settings):
         loop = TrainingLoop(settings)
         try:
             loop.run(stopping)

@@ -21,6 +21,7 @@ from infra.errors import GateError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
+from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
 from workers.training_round import RoundInput, RoundLimits, run_round
 from workers.training_state import (
@@ -41,6 +42,11 @@ class Video(NamedTuple):
     title: str
     channel: str
     topics: tuple[str, ...]
+
+    @classmethod
+    def of(cls, assigned: SemanticIdAssigned) -> Video:
+        """Return that part of an assignment."""
+        return cls(assigned.semantic_id, assigned.title, assigned.channel, assigned.topics)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class LrmTrainer:
             new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
             videos=self._videos,
         )
-        limits = RoundLimits(training.steps_max, training.replay_share, training.evaluate_max)
+        limits = RoundLimits(training.replay_share, training.evaluate_max)
         refused = ""
         try:
             metrics = run_round(self._state, new, limits).metrics

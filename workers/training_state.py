@@ -128,6 +128,7 @@ def save_state(
     version, internal, gauss = state.rng.getstate()
     document = {
         "model_version": state.model_version,
+        "codebook_version": state.lrm.space.codebook_version,
         "steps": state.steps,
         "positions": asdict(state.positions),
         "rng": [version, list(internal), gauss],

@@ -20,6 +20,7 @@ import pytest
 from confluent_kafka import Producer
 from pydantic import BaseModel
 
+from infra.claim import claim
 from infra.clock import now_ms
 from infra.errors import ConfigError, TransientError
 from infra.kafka.broker import LocalBroker
@@ -55,7 +56,7 @@ from streams.topics import (
     Topic,
 )
 from workers.catalogue_index import CatalogueIndex
-from workers.freshness_snapshot import FILE_NAME, claim
+from workers.freshness_snapshot import FILE_NAME, LOCK_NAME
 
 pytestmark = pytest.mark.integration
 
@@ -262,7 +263,7 @@ def test_poison_impression_becomes_a_dead_letter_and_the_metrics_go_on(
     assert 'freshet_freshness_delay_seconds{quantile="0.99",stage="checkpoint_to_serving"}' in text
     assert 'freshet_records_total{outcome="refused",topic="video.servable"} 1.0' in text
     with pytest.raises(ConfigError, match="FRESHET_VAR_DIR"):
-        claim(settings.var_dir)
+        claim(settings.var_dir / LOCK_NAME, "test")
 
 
 def test_worker_reads_every_compression_that_producers_may_choose(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.claim import claim
 from infra.errors import ConfigError
 from streams.topics import IMPRESSIONS
-from workers.freshness_snapshot import FILE_NAME, Snapshot, claim, load_snapshot
+from workers.freshness_snapshot import FILE_NAME, LOCK_NAME, Snapshot, load_snapshot
 
 IDS = {"serving.impressions": "a"}
 
@@ -49,6 +50,6 @@ def test_record_is_counted_once_in_each_partition() -> None:
 
 
 def test_second_worker_on_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    with claim(tmp_path), pytest.raises(ConfigError, match="FRESHET_VAR_DIR"):
-        claim(tmp_path)
-    claim(tmp_path).close()
+    with claim(tmp_path / LOCK_NAME, "test"), pytest.raises(ConfigError, match="FRESHET_VAR_DIR"):
+        claim(tmp_path / LOCK_NAME, "test")
+    claim(tmp_path / LOCK_NAME, "test").close()

@@ -23,7 +23,7 @@ from workers.training_state import (
 )
 
 VIDEOS = some_videos()
-LIMITS = RoundLimits(steps_max=4, replay_share=0.25, evaluate_max=8)
+LIMITS = RoundLimits(replay_share=0.25, evaluate_max=8)
 CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=2)
 
 
