@@ -13,6 +13,7 @@ import time
 from typing import Annotated
 
 import typer
+from confluent_kafka import KafkaException
 
 from infra.errors import ConfigError, FreshetError
 from infra.settings import Settings, load_settings
@@ -85,16 +86,28 @@ def up() -> None:
 def bootstrap(
     share: Share = 0.8,
     model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing where a codebook and an LRM are.")
+    ] = False,
 ) -> None:
     """Fit the codebook and the first LRM on the earlier part of MovieLens, and publish both."""
+    from infra.storage import ObjectStore
+    from models.codebook import CURRENT_KEY
+    from streams.events import LRM_MODEL_NAME
     from streams.movielens import load_timeline
     from streams.timeline import split
     from workers.bootstrap import bootstrap as fit
     from workers.demo_panel import progress_bars
     from workers.demo_run import bootstrap_config
     from workers.stack import kafka_running
+    from workers.training_state import checkpoint_versions
 
     settings = _settings()
+    if if_missing:
+        store = ObjectStore(settings.storage.root)
+        if store.exists(CURRENT_KEY) and checkpoint_versions(store, LRM_MODEL_NAME):
+            _say(f"nothing to do: {settings.storage.root} has a codebook and an LRM")
+            return
     earlier, _ = split(load_timeline(), share)
     with kafka_running(settings) as running, progress_bars() as progress:
         done = fit(running, earlier, config=bootstrap_config(model), progress=progress)
@@ -265,6 +278,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except FreshetError as error:
         typer.echo(f"freshet: {error}", err=True)
+        sys.exit(1)
+    except KafkaException as error:
+        typer.echo(
+            f"freshet: Kafka: {error.args[0].str()}; does the cluster run, and do the FRESHET_KAFKA__ settings fit it?",
+            err=True,
+        )
         sys.exit(1)
 
 

@@ -153,7 +153,9 @@ class MetricsSettings(_Group):
 class QdrantSettings(_Group):
     """The catalogue view."""
 
-    url: str = Field("", description="a Qdrant server; empty keeps an embedded one in memory")
+    url: str = Field(
+        "", description="a Qdrant server that the freshness worker keeps in step; empty: none"
+    )
 
 
 class FreshnessSettings(_Group):
@@ -237,7 +239,7 @@ def _way_out(name: str, known: Iterable[str]) -> str:
     # Without the prefix, which makes all names look alike.
     endings = [each.removeprefix(PREFIX) for each in known]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1)
-    return f"did you mean {PREFIX}{near[0]}?" if near else "`freshet doctor` lists them all"
+    return f"did you mean {PREFIX}{near[0]}?" if near else "`freshet doctor --settings` lists them all"
 
 
 def _nested(environ: Mapping[str, str]) -> dict[str, Any]:

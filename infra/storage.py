@@ -8,13 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
 
 from infra.errors import TransientError, VersionMismatchError
+
+COPY_KEPT_S = 600.0
+"""Long enough for whoever was handed a copy to have loaded it."""
 
 
 def sha256_of(path: Path) -> str:
@@ -102,15 +107,21 @@ class ObjectStore:
                 self.put_bytes(f"{key}/{path.relative_to(source).as_posix()}", path.read_bytes())
 
     def local_directory(self, key: str, cache: Path) -> Path:
-        """Return a local folder with the files under `key`; a remote one is copied into `cache` first."""
+        """Return a local folder with the files under `key` as they are now; load them soon.
+
+        Those of a remote store are copied into a new folder in `cache`, as other processes may still be loading an
+        earlier copy; copies older than `COPY_KEPT_S` go.
+        """
         if self.is_local:
             return Path(self._full(key))
-        target = cache / key
+        copies = cache / "copies"
+        _remove_older(copies, COPY_KEPT_S)
+        copy = copies / uuid.uuid4().hex
         for name in self.list(key):
-            path = cache / name
-            if not path.exists():
-                write_atomically(path, self.get_bytes(name))
-        return target
+            path = copy / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.get_bytes(name))
+        return copy / key
 
     def remove(self, key: str) -> None:
         """Remove a file or folder; nothing happens when it is not there."""
@@ -140,6 +151,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def _remove_older(folder: Path, age_s: float) -> None:
+    """Remove the entries of a folder that are at least so old; another process may be doing the same."""
+    before = time.time() - age_s
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime <= before:
+                shutil.rmtree(path)
 
 
 def _is_temporary(path: str) -> bool:

@@ -29,6 +29,9 @@ STOP_TIMEOUT_S = 30.0
 LOG_TAIL_LINES = 25
 RESTARTS_MAX = 5
 RESTART_DELAYS_S = (0.5, 1, 2, 4, 8)
+HEALTHY_S = 600.0
+"""Who has run so long since its last start begins with all its restarts again."""
+FRESHET = (sys.executable, "-m", "freshet")
 
 
 @dataclass
@@ -36,10 +39,11 @@ class Child:
     """A supervised process."""
 
     name: str
-    arguments: tuple[str, ...]
+    command: tuple[str, ...]
     environment: dict[str, str]
     log_path: Path
     process: subprocess.Popen[bytes]
+    started: float
     restarts: int = 0
     next_start: float = field(default=0.0)
 
@@ -47,13 +51,18 @@ class Child:
 class Supervisor:
     """Runs `freshet` subcommands as child processes.
 
-    A child that ends by itself is started again, with a growing delay, at most `RESTARTS_MAX` times.
+    A child that ends by itself is started again, with a growing delay, at most `RESTARTS_MAX` times between which it
+    never ran for `HEALTHY_S`.
     """
 
-    def __init__(self, log_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, log_dir: Path, environment: Mapping[str, str], *, command: Sequence[str] = FRESHET
+    ) -> None:
+        """Start without children; what they run is `command` followed by each one's arguments."""
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._environment = dict(os.environ) | dict(environment)
+        self._command = tuple(command)
         self.children: list[Child] = []
         self._lock = threading.Lock()
 
@@ -61,9 +70,11 @@ class Supervisor:
         self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> Child:
         """Start `freshet <arguments>`; its output goes to `<log_dir>/<name>.log`."""
+        command = (*self._command, *arguments)
         complete = self._environment | dict(environment or {})
         log_path = self._log_dir / f"{name}.log"
-        child = Child(name, arguments, complete, log_path, _spawn(arguments, complete, log_path))
+        process = _spawn(command, complete, log_path)
+        child = Child(name, command, complete, log_path, process, time.monotonic())
         with self._lock:
             self.children.append(child)
         return child
@@ -78,6 +89,8 @@ class Supervisor:
             for child in self.children:
                 if child.process.poll() is not None:
                     self._revive(child)
+                elif time.monotonic() - child.started >= HEALTHY_S:
+                    child.restarts = 0
 
     def _revive(self, child: Child) -> None:
         if child.restarts >= RESTARTS_MAX or child.process.returncode == 2:  # 2: the user's to mend
@@ -89,7 +102,8 @@ class Supervisor:
             child.next_start = time.monotonic() + RESTART_DELAYS_S[child.restarts]
             log.warning("process_ended", name=child.name, status=child.process.returncode)
         if time.monotonic() >= child.next_start:
-            child.process = _spawn(child.arguments, child.environment, child.log_path)
+            child.process = _spawn(child.command, child.environment, child.log_path)
+            child.started = time.monotonic()
             child.restarts += 1
             child.next_start = 0.0
 
@@ -105,7 +119,7 @@ class Supervisor:
                 child.process.wait(deadline.remaining_s())
             except subprocess.TimeoutExpired:
                 log.warning("process_killed", name=child.name)
-            _kill_tree(child.process)
+                _kill_tree(child.process)  # only now: the id of one that ended may be another's by now
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +129,8 @@ class Supervisor:
 
 
 def _spawn(
-    arguments: Sequence[str], environment: Mapping[str, str], log_path: Path
+    command: Sequence[str], environment: Mapping[str, str], log_path: Path
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "freshet", *arguments]
     return spawn_tethered(command, cwd=Path.cwd(), log_path=log_path, environment=environment)
 
 

@@ -8,6 +8,7 @@
                        |                                       |
                     rejected: the old one serves on         one reference changes: succeeded
 
+Files that cannot be had now say nothing of a checkpoint: its pointer is kept, and tried again with the next ones.
 A request takes `current` once and keeps it to its end. Knows nothing of topics, Ray and HTTP.
 """
 
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from infra import metrics
 from infra.clock import now_ms
-from infra.errors import VersionMismatchError
+from infra.errors import TransientError, VersionMismatchError
 from infra.log import get_logger
 from infra.storage import ObjectStore
 from models.lrm import Lrm, load_lrm
@@ -76,6 +77,7 @@ class ModelSlot:
         self._store, self._catalogue, self._cache = store, catalogue, cache
         self._replica, self._beam_width = replica, beam_width
         self._served = _Served(None, None)
+        self._postponed: list[CheckpointPromoted] = []
         self.swaps = 0
         self.rejected_swaps = 0
 
@@ -92,11 +94,21 @@ class ModelSlot:
     def follow(self, pointers: Sequence[CheckpointPromoted]) -> list[SwapReported]:
         """Serve the last of some pointers that is good; those that it overtakes are not loaded.
 
+        One whose files cannot be had now is kept, and tried again at the next call, also without new pointers.
+
         Delivery: a replica that dies here reads the same pointers again.
         """
         reports = []
+        pointers, self._postponed = [*self._postponed, *pointers], []
         for promoted in reversed(pointers):
-            report = self.swap(promoted)
+            try:
+                report = self.swap(promoted)
+            except (TransientError, OSError) as error:
+                log.warning(
+                    "checkpoint_postponed", model_version=promoted.model_version, error=str(error)
+                )
+                self._postponed.insert(0, promoted)
+                continue
             if report is None:
                 break
             reports.append(report)
@@ -105,7 +117,12 @@ class ModelSlot:
         return reports
 
     def swap(self, promoted: CheckpointPromoted) -> SwapReported | None:
-        """Serve a checkpoint, or keep what serves and say why; None when it is the one that serves already."""
+        """Serve a checkpoint, or keep what serves and say why; None when it is the one that serves already.
+
+        Raises:
+            TransientError: its files cannot be had now.
+            OSError: neither can they be read.
+        """
         current, previous = self._served
         if current is not None and _is(current, promoted):
             return None
@@ -116,6 +133,8 @@ class ModelSlot:
             bundle = previous if previous and rolled_back else self._loaded(promoted)
             self._served = _Served(bundle, current)
         except Exception as error:  # noqa: BLE001 - whatever a checkpoint does to its loader, the old model serves on
+            if _may_pass(error):
+                raise
             reason = f"{type(error).__name__}: {error}"
         return self._report(promoted, current, reason, load_s=time.monotonic() - started)
 
@@ -126,7 +145,7 @@ class ModelSlot:
                 f"checkpoint {promoted.path} is announced for codebook {promoted.codebook_version}, live is "
                 f"{space.codebook_version}"
             )
-        directory = self._store.local_directory(promoted.path, self._cache)
+        directory = self._fetched(promoted)
         lrm = load_lrm(directory, sha256=promoted.sha256, codebook_version=space.codebook_version)
         if lrm.space != space:
             raise VersionMismatchError(
@@ -134,6 +153,20 @@ class ModelSlot:
             )
         self._try(lrm)
         return ModelBundle(lrm, promoted.model_version, promoted.sha256)
+
+    def _fetched(self, promoted: CheckpointPromoted) -> Path:
+        """Return a local folder with the checkpoint's files.
+
+        Raises:
+            ValueError: its path leaves the store.
+            TransientError: the store cannot be read now.
+        """
+        try:
+            return self._store.local_directory(promoted.path, self._cache)
+        except ValueError:
+            raise
+        except Exception as error:  # each kind of object store has its own for not answering
+            raise TransientError(f"checkpoint {promoted.path} is out of reach: {error}") from error
 
     def _try(self, lrm: Lrm) -> None:
         """Search as requests do, with the shortest prompt and the longest; this is the warm-up, too.
@@ -203,6 +236,15 @@ class ModelSlot:
 
 def _is(bundle: ModelBundle, promoted: CheckpointPromoted) -> bool:
     return (bundle.model_version, bundle.sha256) == (promoted.model_version, promoted.sha256)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether an error says nothing of the checkpoint itself.
+
+    The system's own errors have a number; those without one come from libraries, for a file that is none.
+    """
+    failed_read = isinstance(error, OSError) and error.errno is not None
+    return failed_read or isinstance(error, TransientError)
 
 
 def _one_video(empty: TrieView) -> TrieView:

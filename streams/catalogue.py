@@ -5,11 +5,15 @@ Knows nothing of tries, prompts or Kafka clients: it is fed the key and value of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.errors import DecodeError
 from streams.codec import decode
 from streams.events import SemanticIdAssigned
+
+POSITION_HEADER = "upload_position"
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 def semantic_id_key(video_id: str, codebook_version: int) -> str:
@@ -29,6 +33,14 @@ def parse_semantic_id_key(key: bytes | None) -> tuple[str, int]:
     return video_id, int(version)
 
 
+def removed_position(headers: Headers | None) -> int | None:
+    """Return which upload a tombstone answers, as its header says; None where there is no such header."""
+    for name, value in headers or ():
+        if name == POSITION_HEADER and value is not None and value.isdigit():
+            return int(value)
+    return None
+
+
 @dataclass(frozen=True)
 class CatalogueChange:
     """What one record changed: `current` is None for a removal, `previous` is None for a new video."""
@@ -41,13 +53,19 @@ class CatalogueChange:
 class Catalogue:
     """The live videos of one codebook_version.
 
-    An assignment made from an older upload than the one already held is ignored, so that edits overtaking each other on
-    the way settle to the newest upload.
+    What answers an older upload than the newest one seen of its video, assignment or removal, is ignored, so that
+    edits and removals overtaking each other on the way settle to the newest. Positions are offsets in the partition of
+    the video's own uploads, so those of one video compare.
+
+    What compaction can still do: a view built after a tombstone was compacted away never learns of that removal. If an
+    assignment that the tombstone overtook is still behind it in the log, such a view holds the removed video until
+    it is removed again.
     """
 
     def __init__(self, codebook_version: int) -> None:
         self.codebook_version = codebook_version
         self.videos: dict[str, SemanticIdAssigned] = {}
+        self._newest_positions: dict[str, int] = {}  # of removed videos, too
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -56,8 +74,15 @@ class Catalogue:
         """Return what is known of a live video."""
         return self.videos.get(video_id)
 
-    def apply(self, key: bytes | None, value: bytes | None) -> CatalogueChange | None:
+    def apply(
+        self, key: bytes | None, value: bytes | None, removed_position: int | None = None
+    ) -> CatalogueChange | None:
         """Take in one record; return what it changed, or None when it changed nothing.
+
+        Args:
+            key: whose video.
+            value: its assignment; None removes it.
+            removed_position: which upload a removal answers; one that does not say takes effect whenever it is read.
 
         Raises:
             DecodeError: the record is not a semantic ID assignment.
@@ -65,14 +90,17 @@ class Catalogue:
         video_id, codebook_version = parse_semantic_id_key(key)
         if codebook_version != self.codebook_version:
             return None
-        previous = self.videos.get(video_id)
-        if value is None:
-            if previous is None:
+        current = None if value is None else decode(SemanticIdAssigned, value)
+        position = removed_position if current is None else current.upload_position
+        if position is not None:
+            if position < self._newest_positions.get(video_id, position):
                 return None
+            self._newest_positions[video_id] = position
+        previous = self.videos.get(video_id)
+        if current is not None:
+            self.videos[video_id] = current
+        elif previous is not None:
             del self.videos[video_id]
-            return CatalogueChange(video_id, previous, None)
-        current = decode(SemanticIdAssigned, value)
-        if previous is not None and current.upload_position < previous.upload_position:
+        else:
             return None
-        self.videos[video_id] = current
         return CatalogueChange(video_id, previous, current)

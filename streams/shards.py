@@ -21,7 +21,6 @@ from infra.errors import DecodeError
 from streams.events import OffsetRange, ShardSealed
 
 SHARD_SCHEMA_VERSION = 1
-UNKNOWN_CODEBOOK = 0
 ROW_GROUP_ROWS = 10_000
 _METADATA_KEY = b"freshet.shard"
 

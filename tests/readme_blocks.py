@@ -5,9 +5,10 @@ What a file is said to be is the first clause of its docstring: the part before 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.settings_table import settings_table
@@ -79,8 +80,11 @@ def blocks() -> Iterator[tuple[str, str]]:
     yield "settings", f"\n{settings_table()}\n\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the blocks into the README."""
+    argparse.ArgumentParser(description="Write the README's generated blocks.").parse_args(
+        arguments
+    )
     text = README.read_text()
     for name, content in blocks():
         text = block_pattern(name).sub(lambda _, content=content: content, text)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from infra.clock import now_ms
 from infra.settings import KafkaSettings
 from models.allocation import Allocator
-from streams.catalogue import semantic_id_key
+from streams.catalogue import POSITION_HEADER, semantic_id_key
 from streams.client import TopicReader
 from streams.codec import decode
 from streams.codes import codes_key
@@ -94,5 +94,5 @@ def removal(video_id: str, codebook_version: int, *, position: int) -> Outgoing:
     Delivery: it may overtake the assignment of an upload that came just before it.
     """
     key = semantic_id_key(video_id, codebook_version)
-    headers = {"upload_position": str(position).encode()}
+    headers = {POSITION_HEADER: str(position).encode()}
     return Outgoing(SEMANTIC_IDS, key.encode(), None, headers=headers)

@@ -191,19 +191,30 @@ def create_app(settings: Settings) -> faust.App:
 
     Raises:
         ConfigError: Kafka's address or the topics are missing.
+        TransientError: a Qdrant server is named and does not answer.
     """
     require_broker(settings.kafka)
     path = settings.var_dir / FILE_NAME
     snapshot = load_snapshot(path, topic_ids(settings.kafka, TOPICS))
     app = create_faust_app(settings, snapshot.group)
     publisher = Publisher(app, settings.kafka, [DEAD_LETTERS[IMPRESSIONS.name]])
-    # An embedded index would die with this process and be read by nobody.
-    index = CatalogueIndex(settings.qdrant) if settings.qdrant.url else None
-    worker = FreshnessWorker(snapshot, path, publisher, index)
+    worker = FreshnessWorker(snapshot, path, publisher, _rebuilt_index(settings))
     write_atomically(path, snapshot.to_bytes())  # the group's name, before it commits anything
     for topic in TOPICS:
         _follow(app, settings, worker, topic)
     return app
+
+
+def _rebuilt_index(settings: Settings) -> CatalogueIndex | None:
+    """Return the server's index, holding what the topic holds even if the server came up empty.
+
+    Blocks: until the topic was read to its end.
+    """
+    if not settings.qdrant.url:  # an embedded index would die with this process and be read by nobody
+        return None
+    index = CatalogueIndex(settings.qdrant)
+    log.get_logger().info("catalogue_rebuilt", videos=index.rebuild(settings))
+    return index
 
 
 def _follow(app: faust.App, settings: Settings, worker: FreshnessWorker, topic: Topic) -> None:

@@ -6,6 +6,7 @@ Knows nothing of what the processes do: it starts them as commands.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from infra.settings import Settings, as_environment, with_values
 from infra.supervisor import Supervisor
 from streams.admin import create_topics
 
+PROBE_S = 2.0
 PROCESSES: dict[str, tuple[str, ...]] = {
     "uploads": ("worker", "uploads"),
     "watches": ("worker", "watches"),
@@ -68,7 +70,7 @@ def with_local_kafka(settings: Settings) -> Settings:
     """Return settings that name a cluster; without one, the local broker that `freshet up` is running.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is there, or nothing listens where the local broker was.
     """
     if settings.kafka.bootstrap_servers:
         return settings
@@ -78,4 +80,11 @@ def with_local_kafka(settings: Settings) -> Settings:
             "no Kafka cluster: set FRESHET_KAFKA__BOOTSTRAP_SERVERS, or run `freshet up` in another terminal"
         )
     port = json.loads(node.read_text())["port"]
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PROBE_S).close()
+    except OSError as error:  # the file outlives the broker
+        raise ConfigError(
+            f"the local broker of {node.parent} does not listen on 127.0.0.1:{port}: run `freshet up` in another "
+            "terminal, or set FRESHET_KAFKA__BOOTSTRAP_SERVERS"
+        ) from error
     return with_values(settings, kafka__bootstrap_servers=f"127.0.0.1:{port}")

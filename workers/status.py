@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from infra.errors import DecodeError
+from infra.log import get_logger
 from infra.settings import Settings
 from streams.client import TopicReader
 from streams.codec import decode
 from streams.events import CheckpointPromoted, SwapReported
-from streams.topics import ALL, CHECKPOINTS, SWAPS
+from streams.topics import ALL, CHECKPOINTS, SWAPS, Topic
+
+log = get_logger()
 
 
 def status(settings: Settings) -> dict[str, Any]:
     """Return records per topic, the promoted checkpoints, the newest swap of each replica, and the last figures.
+
+    A record that cannot be read is logged and left out.
 
     Blocks: for the reading of two small topics.
     """
@@ -25,17 +31,30 @@ def status(settings: Settings) -> dict[str, Any]:
     found["checkpoints"], found["replicas"] = {}, {}
     with TopicReader(settings.kafka, [CHECKPOINTS, SWAPS]) as reader:
         for topic, message in reader.read_to_end():
-            if topic is CHECKPOINTS:
-                promoted = decode(CheckpointPromoted, message.value())
-                found["checkpoints"][promoted.model_name] = promoted.model_dump(
-                    exclude={"shard_ids"}
+            if message.value() is None:
+                continue
+            try:
+                _take(found, topic, message.value())
+            except DecodeError as error:
+                log.warning(
+                    "record_skipped",
+                    topic=topic.name,
+                    partition=message.partition(),
+                    offset=message.offset(),
+                    reason=error.reason,
                 )
-            else:
-                swap = decode(SwapReported, message.value())
-                found["replicas"][swap.replica] = swap.model_dump()
     for name in ("serve", "freshness"):
         path = settings.var_dir / f"{name}.json"
         found[name] = json.loads(path.read_text()) if path.exists() else None
     if found["freshness"]:
         found["freshness"].pop("state", None)  # the worker's own, for its restart
     return found
+
+
+def _take(found: dict[str, Any], topic: Topic, value: bytes) -> None:
+    if topic is CHECKPOINTS:
+        promoted = decode(CheckpointPromoted, value)
+        found["checkpoints"][promoted.model_name] = promoted.model_dump(exclude={"shard_ids"})
+    else:
+        swap = decode(SwapReported, value)
+        found["replicas"][swap.replica] = swap.model_dump()

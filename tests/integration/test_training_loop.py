@@ -96,9 +96,13 @@ def announce_shard(
         rows=len(rows), watches=10, duplicates=0, dead_letters=0, first_event_time_ms=0, last_event_time_ms=0,
         first_append_time_ms=0, last_append_time_ms=0, sealed_time_ms=0,
     )  # fmt: skip
-    client = producer(settings.kafka)
+    client = producer(
+        settings.kafka, transactional_id="sealer"
+    )  # as the sealer does: a marker takes an offset
+    client.init_transactions()
+    client.begin_transaction()
     send(client, settings.kafka, SHARDS, "0", event)
-    flush(client)
+    client.commit_transaction()
 
 
 def some_rows(number: int) -> list[ShardRow]:
@@ -154,7 +158,7 @@ def test_rounds_train_announce_and_resume_where_they_stopped(
     state = load_state(
         ObjectStore(settings.storage.root), LRM_MODEL_NAME, 3, cache=settings.var_dir / "cache"
     )
-    assert state.positions.next_shard_offset == 2
+    assert state.positions.next_shard_offset == 4  # two records, two markers
 
 
 def test_round_is_repeated_when_the_actor_is_killed(ray_cluster: None, settings: Settings) -> None:
@@ -187,3 +191,31 @@ def test_shard_that_is_not_what_was_announced_is_skipped(
     )
     assert {row.user_id for row in state.reservoir.rows} == {"u0", "u1", "u2", "u3"}
     assert state.reservoir.seen == 4
+
+
+def test_backlog_is_taken_shard_by_shard_and_none_twice(
+    ray_cluster: None, settings: Settings
+) -> None:
+    for number in range(3):
+        announce_shard(settings, number, some_rows(number))
+    small = with_values(settings, training__round_watches_max=10)
+    first = Running(small)
+    first.await_rounds(2)
+    first.stop()
+    second = Running(small)
+    wait_until(
+        lambda: any("shard-2" in one.shard_ids for one in promoted(settings)),
+        timeout_s=240,
+        what="the last shard's round",
+    )
+    second.stop()
+    learned = [shard_id for one in promoted(settings) for shard_id in one.shard_ids]
+    assert learned == ["shard-0", "shard-1", "shard-2"]
+
+
+def test_new_videos_alone_are_worth_a_round(ray_cluster: None, settings: Settings) -> None:
+    running = Running(with_values(settings, training__new_videos_min=24))
+    running.await_rounds(1)
+    running.stop()
+    assert running.outcomes[0].metrics["tokens"] > 0
+    assert [one.shard_ids for one in promoted(settings)] == [(), ()]

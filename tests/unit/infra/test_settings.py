@@ -57,7 +57,7 @@ def test_misspelt_name_is_refused_with_the_nearest_one(name: str, nearest: str) 
 
 
 def test_name_like_no_other_is_refused_with_where_they_are_listed() -> None:
-    with pytest.raises(ConfigError, match="freshet doctor"):
+    with pytest.raises(ConfigError, match="`freshet doctor --settings`"):
         load_settings({"FRESHET_QQQQ": "1"})
 
 

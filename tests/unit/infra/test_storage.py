@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from infra.errors import TransientError, VersionMismatchError
-from infra.storage import ObjectStore, sha256_of, write_atomically
+from infra.storage import COPY_KEPT_S, ObjectStore, sha256_of, write_atomically
 
 WRONG = "0" * 64
 
@@ -91,6 +93,32 @@ def test_directory_goes_out_and_comes_back_whole(store: ObjectStore, tmp_path: P
         path.relative_to(local): path.read_bytes() for path in local.rglob("*") if path.is_file()
     }
     assert found == {Path("config.json"): b"{}", Path("nested/weights"): b"\x00\x01"}
+
+
+def test_local_folder_holds_what_is_stored_now_not_what_was(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    store.put_bytes("models/1/weights", b"first")
+    store.put_bytes("models/1/notes", b"gone later")
+    store.local_directory("models/1", cache)
+    store.put_bytes("models/1/weights", b"second")
+    store.remove("models/1/notes")
+    local = store.local_directory("models/1", cache)
+    assert {path.name: path.read_bytes() for path in local.iterdir()} == {"weights": b"second"}
+
+
+def test_copy_out_of_a_remote_store_outlives_a_second_one_until_it_is_old(tmp_path: Path) -> None:
+    store, cache = ObjectStore(f"memory://{uuid.uuid4().hex}"), tmp_path / "cache"
+    store.put_bytes("models/1/weights", b"first")
+    first = store.local_directory("models/1", cache)
+    second = store.local_directory("models/1", cache)
+    assert (first / "weights").read_bytes() == b"first"
+    long_ago = time.time() - COPY_KEPT_S - 1
+    os.utime(first.parents[1], (long_ago, long_ago))
+    store.local_directory("models/1", cache)
+    assert not first.exists()
+    assert (second / "weights").exists()
 
 
 def test_write_that_fails_leaves_the_old_content_and_no_litter(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.errors import TransientError
 from infra.storage import ObjectStore, sha256_of
 from models.lrm import SIDECAR, WEIGHTS
 from models.semantic_id import SemanticIdSpace
@@ -76,6 +77,12 @@ def missing(root: Path) -> CheckpointPromoted:
     return promoted
 
 
+def without_config(root: Path) -> CheckpointPromoted:
+    promoted = save_checkpoint(root, 2)
+    (root / promoted.path / "config.json").unlink()
+    return promoted
+
+
 def outside_of_the_store(root: Path) -> CheckpointPromoted:
     return save_checkpoint(root, 2).model_copy(update={"path": "../elsewhere"})
 
@@ -117,6 +124,7 @@ def of_another_shape(root: Path) -> CheckpointPromoted:
         (truncated_before_it_was_announced, "SafetensorError"),
         (without_sidecar, "space"),
         (missing, "incomplete"),
+        (without_config, "config.json"),
         (outside_of_the_store, "leaves the store"),
         (not_a_number, "not finite"),
         (that_overflows, "trial search found 0"),
@@ -200,6 +208,38 @@ def test_bad_newest_checkpoint_after_the_one_that_serves_changes_nothing(
     reports = slot.follow([first, flipped_bit(tmp_path)])
     assert [one.outcome for one in reports] == ["rejected"]
     assert version_of(slot) == 1
+
+
+@pytest.mark.parametrize("error", [TransientError("no answer"), OSError(5, "I/O"), RuntimeError()])
+def test_checkpoint_out_of_reach_is_tried_again_at_the_next_follow(
+    slot: ModelSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    slot.follow([save_checkpoint(tmp_path, 1)])
+
+    def unreachable(*_: object) -> Path:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStore, "local_directory", unreachable)
+        assert slot.follow([save_checkpoint(tmp_path, 2)]) == []
+        assert slot.follow([]) == []
+    assert (version_of(slot), slot.rejected_swaps) == (1, 0)
+    assert [one.outcome for one in slot.follow([])] == ["succeeded"]
+    assert version_of(slot) == 2
+    assert slot.follow([]) == []
+
+
+def test_checkpoint_out_of_reach_is_given_up_once_a_newer_one_serves(
+    slot: ModelSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_read(*_: object, **__: object) -> None:
+        raise OSError(5, "I/O")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("serve.model_slot.load_lrm", failing_read)
+        assert slot.follow([save_checkpoint(tmp_path, 1)]) == []
+    assert [one.model_version for one in slot.follow([save_checkpoint(tmp_path, 2)])] == [2]
+    assert slot.follow([]) == []
 
 
 def test_first_checkpoint_is_tried_also_before_any_video_is_live(tmp_path: Path) -> None:

@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import DecodeError
-from streams.catalogue import Catalogue, parse_semantic_id_key, semantic_id_key
+from streams.catalogue import (
+    Catalogue,
+    parse_semantic_id_key,
+    removed_position,
+    semantic_id_key,
+)
 from streams.events import SemanticIdAssigned, to_json
 
 
@@ -53,6 +58,28 @@ def test_assignment_of_an_older_upload_is_ignored() -> None:
     catalogue.apply(key("v"), to_json(newer))
     assert catalogue.apply(key("v"), to_json(assigned("v", position=3, codes=(9, 9, 9)))) is None
     assert catalogue.get("v") == newer
+
+
+def test_removed_video_stays_away_when_its_removal_overtook_an_assignment() -> None:
+    catalogue = Catalogue(1)
+    assert catalogue.apply(key("v"), None, removed_position=5) is None
+    assert catalogue.apply(key("v"), to_json(assigned("v", position=3))) is None
+    assert len(catalogue) == 0
+
+
+def test_video_uploaded_anew_after_its_removal_is_live_and_the_old_removal_is_spent() -> None:
+    catalogue = Catalogue(1)
+    again = assigned("v", position=7)
+    catalogue.apply(key("v"), None, removed_position=5)
+    catalogue.apply(key("v"), to_json(again))
+    assert catalogue.apply(key("v"), None, removed_position=5) is None
+    assert catalogue.get("v") == again
+
+
+def test_position_of_a_removal_is_read_from_its_header() -> None:
+    assert removed_position([("trace", b"x"), ("upload_position", b"12")]) == 12
+    for without in (None, [], [("upload_position", None)], [("upload_position", b"twelve")]):
+        assert removed_position(without) is None
 
 
 def test_another_codebook_and_an_unknown_removal_change_nothing() -> None:
