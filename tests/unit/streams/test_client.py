@@ -40,13 +40,14 @@ def test_credentials_are_passed_on_when_a_mechanism_is_set() -> None:
     )
     assert client_config(settings) == {
         "bootstrap.servers": "a:1",
+        "log_level": 3,
         "security.protocol": "SASL_SSL",
         "ssl.ca.location": "/ca.pem",
         "sasl.mechanism": "PLAIN",
         "sasl.username": "freshet",
         "sasl.password": "hunter2",
     }
-    assert client_config(NOBODY) == {"bootstrap.servers": "127.0.0.1:1"}
+    assert client_config(NOBODY) == {"bootstrap.servers": "127.0.0.1:1", "log_level": 3}
 
 
 def test_wait_that_is_in_vain_says_what_did_not_happen() -> None:
