@@ -37,7 +37,7 @@ Share = Annotated[
 
 @app.command()
 def demo(
-    events_per_s: Annotated[float, typer.Option(min=1, help="Pace of the later part.")] = 125.0,
+    events_per_s: Annotated[float, typer.Option(min=1, help="Pace of the later part.")] = 150.0,
     share: Share = 0.8,
     requests: Annotated[
         int, typer.Option(min=1, help="Real watches before which the endpoint is asked.")
@@ -148,10 +148,13 @@ def replay(
 @app.command()
 def status() -> None:
     """Print what the topics, the checkpoints and the endpoint say right now, as JSON."""
+    from infra.log import configure
     from workers.stack import with_local_kafka
     from workers.status import status as read
 
-    _say(json.dumps(read(with_local_kafka(_settings())), indent=2))
+    settings = _settings()
+    configure("status", level=settings.log.level, format=settings.log.format)  # to stderr
+    _say(json.dumps(read(with_local_kafka(settings)), indent=2))
 
 
 @app.command()
@@ -195,7 +198,6 @@ def train() -> None:
 def serve() -> None:
     """Run the HTTP endpoint on Ray Serve."""
     from serve.app import run
-
     from workers.stack import with_local_kafka
 
     run(with_local_kafka(_settings()))
@@ -221,9 +223,8 @@ def seal_watches() -> None:
 
 @worker.command()
 def freshness() -> None:
-    """Measure coverage, velocity and stage delays."""
+    """Measure coverage and stage delays."""
     from workers.freshness import run
-
     from workers.stack import with_local_kafka
 
     run(with_local_kafka(_settings()))

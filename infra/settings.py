@@ -105,7 +105,9 @@ class TrainingSettings(_Group):
         64, ge=0, description="new rows scored before each round trains on them"
     )
     keep_checkpoints: int = Field(
-        4, ge=2, description="checkpoints kept beside the promoted one and the one before it"
+        4,
+        ge=2,
+        description="newest checkpoints kept; the last two promoted ones are kept in any case",
     )
 
 
@@ -239,7 +241,9 @@ def _way_out(name: str, known: Iterable[str]) -> str:
     # Without the prefix, which makes all names look alike.
     endings = [each.removeprefix(PREFIX) for each in known]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1)
-    return f"did you mean {PREFIX}{near[0]}?" if near else "`freshet doctor --settings` lists them all"
+    return (
+        f"did you mean {PREFIX}{near[0]}?" if near else "`freshet doctor --settings` lists them all"
+    )
 
 
 def _nested(environ: Mapping[str, str]) -> dict[str, Any]:

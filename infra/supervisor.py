@@ -119,7 +119,8 @@ class Supervisor:
                 child.process.wait(deadline.remaining_s())
             except subprocess.TimeoutExpired:
                 log.warning("process_killed", name=child.name)
-                _kill_tree(child.process)  # only now: the id of one that ended may be another's by now
+                # Only here: the id of a child that ended may be another process's by now.
+                _kill_tree(child.process)
 
     def __enter__(self) -> Self:
         return self

@@ -121,7 +121,7 @@ class ModelSlot:
 
         Raises:
             TransientError: its files cannot be had now.
-            OSError: neither can they be read.
+            OSError: they are there and cannot be read now.
         """
         current, previous = self._served
         if current is not None and _is(current, promoted):
@@ -132,9 +132,10 @@ class ModelSlot:
             rolled_back = previous is not None and _is(previous, promoted)
             bundle = previous if previous and rolled_back else self._loaded(promoted)
             self._served = _Served(bundle, current)
-        except Exception as error:  # noqa: BLE001 - whatever a checkpoint does to its loader, the old model serves on
+        except Exception as error:
             if _may_pass(error):
                 raise
+            # Whatever else a checkpoint does to its loader, the old model serves on.
             reason = f"{type(error).__name__}: {error}"
         return self._report(promoted, current, reason, load_s=time.monotonic() - started)
 

@@ -65,7 +65,7 @@ class BootstrapConfig:
     epochs: int = 2
     metadata_share: float = 0.1
     """Share of all metadata examples in each epoch."""
-    fit_max_s: float = 120.0
+    fit_max_s: float = 100.0
     """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
 
 

@@ -2,8 +2,8 @@
 
 A view of `video.semantic_ids`, with one collection per codebook_version, as embeddings of two codebooks do not compare.
 It can be thrown away and rebuilt, and no recommendation waits for it. Where `FRESHET_QDRANT__URL` is set, the freshness
-worker rebuilds it when it starts and keeps it up to date from then on; the embedded one is for a process that rebuilds its own: plain Python, in memory, slow above
-20,000 videos. Knows nothing of tries and beams.
+worker rebuilds it when it starts and keeps it up to date from then on; the embedded one is for a process that rebuilds
+its own: plain Python, in memory, slow above 20,000 videos. Knows nothing of tries and beams.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ def _rebuilt_index(settings: Settings) -> CatalogueIndex | None:
 
     Blocks: until the topic was read to its end.
     """
-    if not settings.qdrant.url:  # an embedded index would die with this process and be read by nobody
-        return None
+    if not settings.qdrant.url:
+        return None  # an embedded index would die with this process and be read by nobody
     index = CatalogueIndex(settings.qdrant)
     log.get_logger().info("catalogue_rebuilt", videos=index.rebuild(settings))
     return index

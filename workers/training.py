@@ -33,7 +33,7 @@ from infra.ray_cluster import ensure_ray
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
-from streams.catalogue import Catalogue
+from streams.catalogue import Catalogue, removed_position
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ShardSealed
@@ -118,7 +118,8 @@ class TrainingLoop:
     def _take_video(self, message: Message) -> None:
         partition, offset = message.partition(), message.offset()
         try:
-            change = self._catalogue.apply(message.key(), message.value())
+            position = removed_position(message.headers())
+            change = self._catalogue.apply(message.key(), message.value(), position)
         except DecodeError as error:
             log.warning(
                 "record_refused", topic=SEMANTIC_IDS.name, offset=offset, reason=error.reason
@@ -294,10 +295,14 @@ class TrainingLoop:
         announced = 0
         with TopicReader(self._settings.kafka, [CHECKPOINTS]) as reader:
             for _, message in reader.read_to_end():
-                if message.key() == self._model_name.encode() and message.value():
+                if message.key() != self._model_name.encode():
+                    continue
+                try:
                     announced = max(
                         announced, decode(CheckpointPromoted, message.value()).model_version
                     )
+                except DecodeError as error:
+                    log.warning("record_refused", topic=CHECKPOINTS.name, reason=error.reason)
         record = read_record(self._store, self._model_name, newest)
         if newest > announced and not record["record"]["refused"]:
             self._announce(

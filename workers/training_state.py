@@ -4,8 +4,8 @@
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
         optimizer.safetensors reservoir.parquet state.json        what the next round needs as well
 
-A checkpoint is written under a temporary name and renamed: it is there whole, or not at all. Its number is the
-model_version. Knows nothing of Kafka and Ray.
+The files are written first and state.json last: it names their hashes, and without it there is no checkpoint. The
+number is the model_version. Knows nothing of Kafka and Ray.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ WAITS = "import signal; print('up', flush=True); signal.pause()"
 IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 HAS_A_CHILD = (
     "import subprocess, sys; "
-    f"print(subprocess.Popen([sys.executable, '-c', {WAITS!r}]).pid, flush=True); {IGNORES_SIGTERM}"
+    f"waits = [sys.executable, '-c', {WAITS!r}]; "
+    "print(subprocess.Popen(waits, stdout=subprocess.DEVNULL).pid, flush=True); "
+    f"{IGNORES_SIGTERM}"
 )
 
 
@@ -53,6 +54,11 @@ def kill_and_check(running: Supervisor, child: Child) -> None:
 
 def until_up(child: Child) -> None:
     wait_until(lambda: starts(child) > 0, timeout_s=TIMEOUT_S, what=f"the start of {child.name}")
+
+
+def child_of(child: Child) -> psutil.Process:
+    """Return the process that `HAS_A_CHILD` names first of all."""
+    return psutil.Process(int(child.log_path.read_text().split()[0]))
 
 
 def test_killed_child_is_started_again_and_its_neighbour_left_alone(running: Supervisor) -> None:
@@ -106,7 +112,7 @@ def test_stop_kills_what_ignores_sigterm_and_its_children(
     heeding, stubborn = running.start("one", WAITS), running.start("two", HAS_A_CHILD)
     until_up(heeding)
     until_up(stubborn)
-    grandchild = psutil.Process(int(stubborn.log_path.read_text().split()[0]))
+    grandchild = child_of(stubborn)
     monkeypatch.setattr(supervisor, "STOP_TIMEOUT_S", 0.5)
     running.stop()
     assert stubborn.process.returncode == -signal.SIGKILL
@@ -118,8 +124,9 @@ def test_stop_kills_what_ignores_sigterm_and_its_children(
 def test_stop_touches_no_process_that_has_the_id_of_an_ended_child(
     running: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child, bystander = running.start("one", WAITS), running.start("two", WAITS)
+    child, bystander = running.start("one", WAITS), running.start("two", HAS_A_CHILD)
     until_up(bystander)
+    grandchild = child_of(bystander)
     child.process.kill()
     child.process.wait(TIMEOUT_S)
     running.children.remove(bystander)
@@ -127,5 +134,7 @@ def test_stop_touches_no_process_that_has_the_id_of_an_ended_child(
     try:
         running.stop()
         assert bystander.process.poll() is None
+        assert grandchild.status() != psutil.STATUS_ZOMBIE
     finally:
-        os.kill(bystander.process.pid, signal.SIGKILL)
+        grandchild.kill()
+        bystander.process.kill()

@@ -35,6 +35,15 @@ def test_generated_block_is_up_to_date(name: str, content: str) -> None:
     assert found == [content], "run `make docs`"
 
 
+def test_unknown_argument_is_refused_before_the_readme_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(readme_blocks, "README", tmp_path / "README.md")
+    with pytest.raises(SystemExit) as refused:
+        readme_blocks.main(["--check"])
+    assert refused.value.code == 2
+
+
 def test_tree_names_every_module_under_its_folder() -> None:
     lines = readme_blocks.source_tree().splitlines()
     for path in readme_blocks.ALSO:

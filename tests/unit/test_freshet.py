@@ -17,7 +17,7 @@ from workers.training_state import STATE_FILE, checkpoint_key
 CHECKPOINT = f"{checkpoint_key(LRM_MODEL_NAME, 1)}/{STATE_FILE}"
 
 
-class Fitted(Exception):
+class BegunError(Exception):
     """Raised in place of a bootstrap that has begun."""
 
 
@@ -26,7 +26,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The object store of a command line whose bootstrap goes no further than its first step."""
 
     def begin(_: Settings) -> None:
-        raise Fitted
+        raise BegunError
 
     monkeypatch.setenv("FRESHET_STORAGE__ROOT", str(tmp_path))
     monkeypatch.setattr("workers.stack.kafka_running", begin)
@@ -50,7 +50,7 @@ def test_bootstrap_if_missing_fits_where_either_is_missing(
 ) -> None:
     for key in there:
         store.put_bytes(key, b"{}")
-    with pytest.raises(Fitted):
+    with pytest.raises(BegunError):
         freshet.main(["bootstrap", "--if-missing"])
 
 
@@ -58,7 +58,7 @@ def test_error_of_kafka_is_one_sentence_and_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(_: Settings) -> None:
-        raise KafkaException(KafkaError(KafkaError._TRANSPORT, "no broker answers"))  # noqa: SLF001 - its public name
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT, "no broker answers"))
 
     monkeypatch.setenv("FRESHET_KAFKA__BOOTSTRAP_SERVERS", "elsewhere:9092")
     monkeypatch.setattr("workers.status.status", unreachable)
