@@ -37,7 +37,7 @@ Share = Annotated[
 
 @app.command()
 def demo(
-    events_per_s: Annotated[float, typer.Option(min=1, help="Pace of the later part.")] = 150.0,
+    events_per_s: Annotated[float, typer.Option(min=1, help="Pace of the later part.")] = 125.0,
     share: Share = 0.8,
     requests: Annotated[
         int, typer.Option(min=1, help="Real watches before which the endpoint is asked.")
