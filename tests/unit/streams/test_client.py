@@ -19,6 +19,7 @@ def test_records_that_nobody_acknowledges_are_reported_by_flush() -> None:
     send(client, NOBODY, UPLOADS, "v", EVENT)
     with pytest.raises(TransientError, match=r"1 records were not acknowledged within 0\.1 s"):
         flush(client, timeout_s=0.1)
+    client.purge()
 
 
 def test_record_that_could_not_be_delivered_is_an_error_and_not_lost_in_silence() -> None:
