@@ -127,7 +127,7 @@ class ServeSettings(_Group):
     refresh_interval_s: float = Field(
         0.2, gt=0, description="seconds between polls of the topics behind the views"
     )
-    trace_first_shown: bool = Field(True, description="log impressions to serving.impressions")
+    log_impressions: bool = Field(True, description="log impressions to serving.impressions")
 
 
 class RaySettings(_Group):

@@ -176,7 +176,7 @@ class Replica:
             self._reports.add(SWAPS, self._name, report)
 
     def _shown(self, shown: ImpressionsShown) -> None:
-        if self._settings.serve.trace_first_shown:
+        if self._settings.serve.log_impressions:
             self._reports.add(IMPRESSIONS, shown.user_id, shown)
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:

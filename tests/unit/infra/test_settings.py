@@ -33,7 +33,7 @@ def test_variables_reach_their_fields() -> None:
     )
     assert (settings.seed, settings.var_dir) == (7, Path("/data"))
     assert settings.kafka.partitions == 16
-    assert settings.serve.trace_first_shown is False
+    assert settings.serve.log_impressions is False
     assert settings.uploads.media_roots == ("/a", "/b c")
 
 
