@@ -27,7 +27,7 @@ def test_variables_reach_their_fields() -> None:
             "FRESHET_SEED": "7",
             "FRESHET_VAR_DIR": "/data",
             "FRESHET_KAFKA__PARTITIONS": "16",
-            "FRESHET_SERVE__TRACE_FIRST_SHOWN": "false",
+            "FRESHET_SERVE__LOG_IMPRESSIONS": "false",
             "FRESHET_UPLOADS__MEDIA_ROOTS": '["/a", "/b c"]',
         }
     )
