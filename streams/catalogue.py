@@ -1,11 +1,13 @@
-"""The catalogue: a view of `video.semantic_ids` that settles to one state however often or in what order it is read.
+"""The catalogue: a view of `video.semantic_ids`, whose order per video is the order of what happened to it.
 
-Knows nothing of tries, prompts or Kafka clients: it is fed the key and value of each record.
+An edit or removal that was overtaken on its way is put right before it gets into that topic (`workers.settling`), so
+that a view takes each record as it comes. Knows nothing of tries, prompts or Kafka clients: it is fed the key and value
+of each record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infra.errors import DecodeError
@@ -13,7 +15,7 @@ from streams.codec import decode
 from streams.events import SemanticIdAssigned
 
 POSITION_HEADER = "upload_position"
-Headers = Sequence[tuple[str, bytes | None]]
+Headers = Iterable[tuple[str, bytes | None]]
 
 
 def semantic_id_key(video_id: str, codebook_version: int) -> str:
@@ -33,12 +35,27 @@ def parse_semantic_id_key(key: bytes | None) -> tuple[str, int]:
     return video_id, int(version)
 
 
-def removed_position(headers: Headers | None) -> int | None:
-    """Return which upload a tombstone answers, as its header says; None where there is no such header."""
+def upload_position(headers: Headers | None) -> int | None:
+    """Return which upload a record answers or repeats, as its header says; None where there is no such header.
+
+    Raises:
+        DecodeError: with reason `invalid_position`, when the header is no offset.
+    """
     for name, value in headers or ():
-        if name == POSITION_HEADER and value is not None and value.isdigit():
-            return int(value)
+        if name != POSITION_HEADER:
+            continue
+        if value is None or not value.isdigit() or len(value) > len(str(2**63)):
+            raise DecodeError(
+                f"header {POSITION_HEADER} is {value!r}; expected an offset in digits",
+                "invalid_position",
+            )
+        return int(value)
     return None
+
+
+def position_header(position: int) -> dict[str, bytes]:
+    """Return the header that `upload_position` reads; none for a position below 0, which is of no upload in Kafka."""
+    return {POSITION_HEADER: str(position).encode()} if position >= 0 else {}
 
 
 @dataclass(frozen=True)
@@ -51,21 +68,11 @@ class CatalogueChange:
 
 
 class Catalogue:
-    """The live videos of one codebook_version.
-
-    What answers an older upload than the newest one seen of its video, assignment or removal, is ignored, so that
-    edits and removals overtaking each other on the way settle to the newest. Positions are offsets in the partition of
-    the video's own uploads, so those of one video compare.
-
-    What compaction can still do: a view built after a tombstone was compacted away never learns of that removal. If an
-    assignment that the tombstone overtook is still behind it in the log, such a view holds the removed video until
-    it is removed again.
-    """
+    """The live videos of one codebook_version: the last record of each says whether it is, and as what."""
 
     def __init__(self, codebook_version: int) -> None:
         self.codebook_version = codebook_version
         self.videos: dict[str, SemanticIdAssigned] = {}
-        self._newest_positions: dict[str, int] = {}  # of removed videos, too
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -74,15 +81,8 @@ class Catalogue:
         """Return what is known of a live video."""
         return self.videos.get(video_id)
 
-    def apply(
-        self, key: bytes | None, value: bytes | None, removed_position: int | None = None
-    ) -> CatalogueChange | None:
-        """Take in one record; return what it changed, or None when it changed nothing.
-
-        Args:
-            key: whose video.
-            value: its assignment; None removes it.
-            removed_position: which upload a removal answers; one that does not say takes effect whenever it is read.
+    def apply(self, key: bytes | None, value: bytes | None) -> CatalogueChange | None:
+        """Take in a video's assignment, or its removal for a value of None; return what it changed, None for nothing.
 
         Raises:
             DecodeError: the record is not a semantic ID assignment.
@@ -90,17 +90,10 @@ class Catalogue:
         video_id, codebook_version = parse_semantic_id_key(key)
         if codebook_version != self.codebook_version:
             return None
-        current = None if value is None else decode(SemanticIdAssigned, value)
-        position = removed_position if current is None else current.upload_position
-        if position is not None:
-            if position < self._newest_positions.get(video_id, position):
-                return None
-            self._newest_positions[video_id] = position
+        if value is None:
+            removed = self.videos.pop(video_id, None)
+            return None if removed is None else CatalogueChange(video_id, removed, None)
+        current = decode(SemanticIdAssigned, value)
         previous = self.videos.get(video_id)
-        if current is not None:
-            self.videos[video_id] = current
-        elif previous is not None:
-            del self.videos[video_id]
-        else:
-            return None
+        self.videos[video_id] = current
         return CatalogueChange(video_id, previous, current)

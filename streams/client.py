@@ -17,7 +17,7 @@ from infra.clock import Deadline
 from infra.errors import TransientError
 from infra.settings import KafkaSettings
 from streams.events import to_json
-from streams.topics import MAX_MESSAGE_BYTES, Topic
+from streams.topics import MAX_DEAD_LETTER_BYTES, Topic
 
 _PASSING_ERRORS = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -55,7 +55,7 @@ def producer(settings: KafkaSettings, *, transactional_id: str | None = None) ->
         "partitioner": "murmur2_random",  # as Java clients and Faust choose partitions
         "compression.type": "lz4",
         "linger.ms": 5,
-        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "message.max.bytes": MAX_DEAD_LETTER_BYTES,
         "queue.buffering.max.messages": 200_000,
     }
     if transactional_id is not None:
@@ -78,7 +78,7 @@ def consumer(
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
-            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+            "fetch.message.max.bytes": MAX_DEAD_LETTER_BYTES,
             "fetch.wait.max.ms": 50,
             "allow.auto.create.topics": False,
         }
@@ -87,9 +87,17 @@ def consumer(
 
 
 def send(
-    client: Producer, settings: KafkaSettings, topic: Topic, key: str, event: BaseModel | None
+    client: Producer,
+    settings: KafkaSettings,
+    topic: Topic,
+    key: str,
+    event: BaseModel | None,
+    *,
+    partition: int = -1,
 ) -> None:
     """Queue an event, or a tombstone for None, making room when the queue is full.
+
+    A partition of -1 follows from the key.
 
     Delivery: nothing is durable before `flush` returns; a crash before that loses what is queued.
     Blocks: while the producer's queue is full.
@@ -98,7 +106,11 @@ def send(
     while True:
         try:
             client.produce(
-                topic.in_cluster(settings), key=key.encode(), value=value, on_delivery=_raise_failed
+                topic.in_cluster(settings),
+                key=key.encode(),
+                value=value,
+                partition=partition,
+                on_delivery=_raise_failed,
             )
         except BufferError:
             client.poll(0.1)

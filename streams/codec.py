@@ -19,9 +19,6 @@ Upload = VideoUploaded | VideoRemoved
 # Told apart by `type` alone: by shape, an upload without a title would pass for a removal.
 _UPLOAD: TypeAdapter[Upload] = TypeAdapter(Annotated[Upload, Field(discriminator="type")])
 MAX_RECORD_BYTES = 8_000_000
-MAX_DEAD_KEY_BYTES = (
-    64_000  # in base64 and with a value of MAX_RECORD_BYTES, still within a topic's limit
-)
 
 
 def decode(model: type[M], value: bytes | None) -> M:
@@ -35,6 +32,14 @@ def decode(model: type[M], value: bytes | None) -> M:
         return model.model_validate_json(raw)
     except pydantic.ValidationError as error:
         raise _refusal(raw, error) from None
+
+
+def decode_dead_letter(value: bytes | None) -> DeadLetter:
+    """Return the dead letter in `value`, which may hold a record of any size; raises like `decode`."""
+    try:
+        return DeadLetter.model_validate_json(value or b"")
+    except pydantic.ValidationError as error:
+        raise _refusal(value or b"", error) from None
 
 
 def decode_upload(value: bytes | None) -> Upload:
@@ -79,23 +84,18 @@ def dead_letter(
     value: bytes | None,
     error: DecodeError,
 ) -> DeadLetter:
-    """Return the dead letter for a refused record.
-
-    Raw bytes are kept whole up to the largest value that is ever decoded; a longer one is cut there, so that its
-    dead letter fits in its topic, and `value_bytes` tells.
-    """
+    """Return the dead letter for a refused record, with its raw bytes, whole."""
     return DeadLetter(
         topic=topic,
         partition=partition,
         offset=offset,
         reason=error.reason,
         detail=str(error)[:2000],
-        key_base64=_base64(key, MAX_DEAD_KEY_BYTES),
-        value_base64=_base64(value, MAX_RECORD_BYTES),
-        value_bytes=None if value is None else len(value),
+        key_base64=_base64(key),
+        value_base64=_base64(value),
         refused_time_ms=now_ms(),
     )
 
 
-def _base64(data: bytes | None, max_bytes: int) -> str | None:
-    return None if data is None else base64.b64encode(data[:max_bytes]).decode()
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()

@@ -22,6 +22,10 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 EventTimeMs = Annotated[
     int, Field(ge=0, le=4_102_444_800_000, description="UTC epoch ms, before 2100")
 ]
+# What could change how a line is read or break what shows it: control characters but white space, and the characters
+# that override or isolate direction. Free text may hold them (real descriptions do) and is cleaned before it is used.
+_LINE = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]*$"
+Line = Annotated[str, StringConstraints(max_length=256, pattern=_LINE)]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 
 
@@ -55,12 +59,12 @@ class UserFeatures(_Model):
 class VideoMetadata(_Model):
     """What an uploader says about a video."""
 
-    title: Text
+    title: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS, pattern=_LINE)]
     description: Text = ""
     tags: tuple[str, ...] = ()
-    channel: str = Field("", max_length=256)
+    channel: Line = ""
     language: str = Field("", max_length=16)
-    category: str = Field("", max_length=256)
+    category: Line = ""
     topics: tuple[str, ...] = ()
     duration_s: float | None = Field(None, ge=0, le=1e7, allow_inf_nan=False)
 
@@ -72,7 +76,7 @@ class VideoUploaded(Event, VideoMetadata):
     """A video exists, or (as VideoUpdated) its metadata changed: the whole state, not a difference."""
 
     type: Literal["uploaded", "updated"] = Field("uploaded", description=_TYPE)
-    video_id: Identifier
+    video_id: Annotated[Identifier, StringConstraints(pattern=_LINE)]
     upload_time_ms: EventTimeMs | None = Field(
         None, description="when it was first uploaded, on an update; missing, event_time_ms counts"
     )
@@ -88,12 +92,16 @@ class VideoRemoved(Event):
     video_id: Identifier
 
 
+_CLUSTER = "flat k-means cluster of the content embedding, of the same codebook_version"
+
+
 class CodesComputed(VideoMetadata):
     """A video's codes before disambiguation: internal, keyed by the codes, so that one owner sees all that collide."""
 
     video_id: Identifier
     codes: tuple[int, ...]
     codebook_version: int
+    cluster_id: int | None = Field(None, ge=0, description=_CLUSTER)
     embedding_f16: str = Field(description="base64 of the content embedding, little-endian float16")
     upload_time_ms: EventTimeMs
     upload_append_time_ms: int
@@ -102,12 +110,13 @@ class CodesComputed(VideoMetadata):
     )
 
 
-class CodesAllocated(_Model):
-    """Who holds which disambiguation code under one code tuple: the allocator's state, compacted."""
+class CodeAllocated(_Model):
+    """A video holds a disambiguation code under a code tuple, for good: the allocator's state, compacted."""
 
     codes: tuple[int, ...]
     codebook_version: int
-    video_ids: tuple[str, ...] = Field(description="position in this tuple = disambiguation code")
+    disambiguation_code: int = Field(ge=0, le=65_535)
+    video_id: Identifier
 
 
 class SemanticIdAssigned(VideoMetadata):
@@ -118,6 +127,7 @@ class SemanticIdAssigned(VideoMetadata):
     codes: tuple[int, ...]
     disambiguation_code: int = Field(ge=0)
     codebook_version: int = Field(ge=0)
+    cluster_id: int | None = Field(None, ge=0, description=_CLUSTER)
     embedding_f16: str
     upload_time_ms: EventTimeMs
     upload_append_time_ms: int
@@ -287,9 +297,6 @@ class DeadLetter(_Model):
     detail: str
     key_base64: str | None = None
     value_base64: str | None = None
-    value_bytes: int | None = Field(
-        None, description="length of the record's value, of which value_base64 holds what fits"
-    )
     refused_time_ms: int
 
 

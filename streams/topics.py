@@ -16,6 +16,8 @@ from streams import events
 
 DAY_MS = 86_400_000
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+# The greatest record in base64 and, as it might be all key, once more as the key; and what a letter says about it.
+MAX_DEAD_LETTER_BYTES = MAX_MESSAGE_BYTES * 7 // 3 + 64 * 1024
 
 
 class Cleanup(StrEnum):
@@ -77,18 +79,30 @@ CODES = Topic(
 )
 ALLOCATIONS = Topic(
     name="video.allocations",
-    key="codebook_version + codes",
-    models=(events.CodesAllocated,),
-    description="Which video holds which disambiguation code: the allocator's state.",
+    key="codebook_version + codes + disambiguation_code, in the partition of codebook_version + codes",
+    models=(events.CodeAllocated,),
+    description="Which video holds which disambiguation code: the allocator's state, a record per code.",
     cleanup=Cleanup.COMPACT,
+    internal=True,
+)
+ASSIGNMENTS = Topic(
+    name="video.assignments",
+    key="video_id + codebook_version",
+    models=(events.SemanticIdAssigned,),
+    description="What is to go into video.semantic_ids, tombstones included, in no order between edits and "
+    "removals: the header upload_position says what is newest.",
     internal=True,
 )
 SEMANTIC_IDS = Topic(
     name="video.semantic_ids",
     key="video_id + codebook_version",
     models=(events.SemanticIdAssigned,),
-    description="A video's semantic ID and what later stages need of its upload; a tombstone removes it.",
+    description="A video's semantic ID and what later stages need of its upload; a tombstone removes it. What was "
+    "overtaken is left out, so the last record of a key is the video's state.",
     cleanup=Cleanup.COMPACT,
+    # A tombstone's header tells an assignment that it overtook from a newer one. Such an assignment is at most 7 days
+    # late in each of video.uploads, video.codes and video.assignments, and 30 as a dead letter that is sent again.
+    config={"delete.retention.ms": str(60 * DAY_MS)},
 )
 SERVABLE = Topic(
     name="video.servable",
@@ -146,7 +160,7 @@ SWAPS = Topic(
     partitions=1,
 )
 _SOURCES = (
-    UPLOADS, CODES, ALLOCATIONS, SEMANTIC_IDS, SERVABLE, WATCHES, HISTORIES, COUNTS, SHARDS, CHECKPOINTS,
+    UPLOADS, CODES, ALLOCATIONS, ASSIGNMENTS, SEMANTIC_IDS, SERVABLE, WATCHES, HISTORIES, COUNTS, SHARDS, CHECKPOINTS,
     IMPRESSIONS, SWAPS,
 )  # fmt: skip
 
@@ -160,6 +174,7 @@ def dead_letters_of(topic: Topic) -> Topic:
         description=f"Records of {topic.name} that were refused, whole, with the reason.",
         retention_ms=30 * DAY_MS,
         partitions=topic.partitions,
+        config={"max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
     )
 
 

@@ -6,8 +6,9 @@ from infra.errors import DecodeError
 from streams.catalogue import (
     Catalogue,
     parse_semantic_id_key,
-    removed_position,
+    position_header,
     semantic_id_key,
+    upload_position,
 )
 from streams.events import SemanticIdAssigned, to_json
 
@@ -52,34 +53,26 @@ def test_assignment_edit_and_removal_change_the_view() -> None:
     assert len(catalogue) == 0
 
 
-def test_assignment_of_an_older_upload_is_ignored() -> None:
+def test_record_that_is_read_again_changes_nothing_in_the_end() -> None:
     catalogue = Catalogue(1)
-    newer = assigned("v", position=5)
-    catalogue.apply(key("v"), to_json(newer))
-    assert catalogue.apply(key("v"), to_json(assigned("v", position=3, codes=(9, 9, 9)))) is None
-    assert catalogue.get("v") == newer
+    records = [to_json(assigned("v", position=0)), None, to_json(assigned("v", position=5))]
+    for value in 2 * records:
+        catalogue.apply(key("v"), value)
+    assert catalogue.get("v") == assigned("v", position=5)
 
 
-def test_removed_video_stays_away_when_its_removal_overtook_an_assignment() -> None:
-    catalogue = Catalogue(1)
-    assert catalogue.apply(key("v"), None, removed_position=5) is None
-    assert catalogue.apply(key("v"), to_json(assigned("v", position=3))) is None
-    assert len(catalogue) == 0
+def test_position_is_read_from_the_header_it_was_written_to() -> None:
+    assert upload_position([("trace", b"x"), *position_header(12).items()]) == 12
+    assert upload_position(position_header(2**63).items()) == 2**63
+    for without in (None, [], [("trace", b"1")], position_header(-1).items()):
+        assert upload_position(without) is None
 
 
-def test_video_uploaded_anew_after_its_removal_is_live_and_the_old_removal_is_spent() -> None:
-    catalogue = Catalogue(1)
-    again = assigned("v", position=7)
-    catalogue.apply(key("v"), None, removed_position=5)
-    catalogue.apply(key("v"), to_json(again))
-    assert catalogue.apply(key("v"), None, removed_position=5) is None
-    assert catalogue.get("v") == again
-
-
-def test_position_of_a_removal_is_read_from_its_header() -> None:
-    assert removed_position([("trace", b"x"), ("upload_position", b"12")]) == 12
-    for without in (None, [], [("upload_position", None)], [("upload_position", b"twelve")]):
-        assert removed_position(without) is None
+@pytest.mark.parametrize("value", [None, b"", b"twelve", b"-1", b"1.5", b"9" * 5000, b"\xb2"])
+def test_header_that_is_no_offset_is_refused(value: bytes | None) -> None:
+    with pytest.raises(DecodeError) as refused:
+        upload_position([("upload_position", value)])
+    assert refused.value.reason == "invalid_position"
 
 
 def test_another_codebook_and_an_unknown_removal_change_nothing() -> None:

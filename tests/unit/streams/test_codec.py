@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import DecodeError
-from streams.codec import MAX_DEAD_KEY_BYTES, MAX_RECORD_BYTES, dead_letter, decode, decode_upload
+from streams.codec import MAX_RECORD_BYTES, dead_letter, decode, decode_upload
 from streams.events import VideoRemoved, VideoUploaded, WatchEvent, to_json
-from streams.topics import MAX_MESSAGE_BYTES
+from streams.topics import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 
 WATCH: dict[str, Any] = {
     "event_id": "w-1",
@@ -111,11 +111,12 @@ def test_dead_letter_holds_the_raw_record_and_where_it_came_from() -> None:
 
 def test_dead_letter_of_a_tombstone_has_no_value() -> None:
     letter = dead_letter("watch.events", 0, 0, None, None, refusal(None))
-    assert (letter.key_base64, letter.value_base64, letter.value_bytes) == (None, None, None)
+    assert (letter.key_base64, letter.value_base64) == (None, None)
 
 
-def test_dead_letter_of_a_huge_record_fits_in_its_topic_and_tells_the_length() -> None:
-    key, value = b"k" * (MAX_DEAD_KEY_BYTES + 1), b"x" * MAX_MESSAGE_BYTES
-    letter = dead_letter("watch.events", 0, 0, key, value, refusal(value))
-    assert letter.value_bytes == MAX_MESSAGE_BYTES
-    assert len(to_json(letter)) < MAX_MESSAGE_BYTES
+@pytest.mark.parametrize("key_bytes", [8, MAX_MESSAGE_BYTES - 8])
+def test_dead_letter_of_the_greatest_record_fits_whole_in_its_topic(key_bytes: int) -> None:
+    key, value = b"k" * key_bytes, b"x" * (MAX_MESSAGE_BYTES - key_bytes)
+    letter = dead_letter("watch.events", 0, 0, key, value, DecodeError("too large", "too_large"))
+    assert len(to_json(letter)) + len(key) < MAX_DEAD_LETTER_BYTES
+    assert base64.b64decode(letter.value_base64 or "") == value

@@ -109,9 +109,26 @@ def test_title_longer_than_the_bound_is_refused() -> None:
 
 
 @given(st.text(max_size=50), st.lists(st.text(max_size=10), max_size=3))
-def test_any_text_survives_the_wire(title: str, tags: list[str]) -> None:
-    event = VideoUploaded(event_time_ms=0, video_id="v", title=title, tags=tuple(tags))
+def test_any_text_survives_the_wire(description: str, tags: list[str]) -> None:
+    event = VideoUploaded(
+        event_time_ms=0, video_id="v", title="t", description=description, tags=tuple(tags)
+    )
     assert decode(VideoUploaded, to_json(event)) == event
+
+
+@pytest.mark.parametrize("field", ["title", "channel", "category", "video_id"])
+@pytest.mark.parametrize("character", ["\0", "\x1b", "\x85", "\u202e", "\u2066"])
+def test_line_that_people_read_holds_nothing_that_changes_how_it_reads(
+    field: str, character: str
+) -> None:
+    fields = {"event_time_ms": 0, "video_id": "v", "title": "t"}
+    with pytest.raises(ValidationError):
+        VideoUploaded.model_validate(fields | {field: f"cat{character}fish"})
+
+
+def test_line_may_hold_any_script_and_its_marks() -> None:
+    title = "سلام\u200f – שלום\u200e, 猫 👩\u200d🚀\tand more"
+    assert VideoUploaded(event_time_ms=0, video_id="v", title=title).title == title
 
 
 def test_history_entry_is_written_under_its_short_names() -> None:
