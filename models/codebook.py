@@ -77,6 +77,12 @@ def next_version(store: ObjectStore) -> int:
     return 1 + max((int(part) for part in found if part.isdigit()), default=0)
 
 
+def published_versions(store: ObjectStore) -> tuple[int, ...]:
+    """Return the versions of all complete codebooks, oldest first."""
+    keys = (key.split("/") for key in store.list(CODEBOOKS_KEY))
+    return tuple(sorted(int(key[1]) for key in keys if key[-1] == MANIFEST_FILE))
+
+
 def publish_codebook(
     store: ObjectStore, manifest: CodebookManifest, files: Mapping[str, bytes]
 ) -> CodebookManifest:

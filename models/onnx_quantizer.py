@@ -19,14 +19,15 @@ from models.onnx_session import open_session
 
 @dataclass(frozen=True)
 class QuantizedBatch:
-    """Codes and fused embeddings of some videos.
+    """Codes, fused embeddings and clusters of some videos.
 
-    Shapes: codes_BL int64, embedding_BD float16, residual_norm_B float32.
+    Shapes: codes_BL int64, embedding_BD float16, residual_norm_B float32, cluster_id_B int64.
     """
 
     codes_BL: NDArray[np.int64]
     embedding_BD: NDArray[np.float16]
     residual_norm_B: NDArray[np.float32]
+    cluster_id_B: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.codes_BL)
@@ -38,6 +39,7 @@ class QuantizedBatch:
                 self.codes_BL[row : row + 1],
                 self.embedding_BD[row : row + 1],
                 self.residual_norm_B[row : row + 1],
+                self.cluster_id_B[row : row + 1],
             )
             for row in range(len(self))
         ]
@@ -68,7 +70,7 @@ class OnnxQuantizer:
             )
 
     def quantize(self, embeddings: Embeddings) -> QuantizedBatch:
-        """Return the videos' codes and fused embeddings.
+        """Return the videos' codes, fused embeddings and clusters.
 
         Shapes: B rows -> B rows; B may be 0.
 
@@ -81,7 +83,13 @@ class OnnxQuantizer:
             raise DecodeError("an encoder returned numbers that are not finite", "nan_embedding")
         if not embeddings.present_BM.any(axis=1).all():
             raise DecodeError("the video has no text, frames or sound to code", "no_content")
-        codes_BL, embedding_BD, residual_norm_B = self._session.run(
-            ["codes", "embedding", "residual_norm"], rows | {"present": embeddings.present_BM}
+        codes_BL, embedding_BD, residual_norm_B, cluster_id_B = self._session.run(
+            ["codes", "embedding", "residual_norm", "cluster_id"],
+            rows | {"present": embeddings.present_BM},
         )
-        return QuantizedBatch(codes_BL, embedding_BD.astype(np.float16), residual_norm_B)
+        # Finite rows can still be too large to fuse: their squares are not.
+        if not (np.isfinite(embedding_BD).all() and np.isfinite(residual_norm_B).all()):
+            raise DecodeError("the fused embedding is not finite", "nan_embedding")
+        return QuantizedBatch(
+            codes_BL, embedding_BD.astype(np.float16), residual_norm_B, cluster_id_B
+        )

@@ -12,11 +12,11 @@ from models.encoders import MODALITIES
 from models.quantizer import Quantizer
 
 INPUTS = ("text", "frames", "audio", "present")
-OUTPUTS = ("codes", "embedding", "residual_norm")
+OUTPUTS = ("codes", "embedding", "residual_norm", "cluster_id")
 
 
 def export_quantizer(quantizer: Quantizer, *, codebook_version: int) -> bytes:
-    """Return the ONNX graph: modality embeddings and presence -> codes, embedding and residual norm.
+    """Return the ONNX graph: modality embeddings and presence -> codes, embedding, residual norm and cluster id.
 
     The batch is dynamic. Its metadata says which codebook_version and level sizes it computes.
     """
@@ -47,6 +47,7 @@ def export_quantizer(quantizer: Quantizer, *, codebook_version: int) -> bytes:
             "codebook_version": str(codebook_version),
             "codebook_sizes": ",".join(map(str, quantizer.config.codebook_sizes)),
             "embedding_dim": str(quantizer.config.embedding_dim),
+            "num_clusters": str(quantizer.config.num_clusters),
         },
     )
     serialized: bytes = model.SerializeToString(deterministic=True)

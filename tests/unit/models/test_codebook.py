@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from infra.errors import ConfigError, VersionMismatchError
@@ -17,7 +15,6 @@ from models.codebook import (
     next_version,
     publish_codebook,
 )
-from models.codebook_card import codebook_card
 
 FILES = {"quantizer.onnx": b"graph", "quantizer.safetensors": b"weights"}
 
@@ -92,14 +89,3 @@ def test_pointer_is_written_after_everything_it_points_to(store: ObjectStore) ->
 
     publish_codebook(RecordingStore(store._root), manifest(7), FILES)
     assert written[-2:] == ["codebooks/7/codebook.json", CURRENT_KEY]
-
-
-def test_card_counts_cells_usage_and_perplexity() -> None:
-    codes_NL = np.array([[0, 0], [0, 0], [1, 1], [2, 1]])
-    card = codebook_card(codes_NL, np.array([0.1, 0.2, 0.3, 0.4], np.float32), (4, 2))
-    assert card["videos"] == 4
-    assert card["uniqueness"] == 0.5
-    assert card["collisions"] == {"1": 2, "2": 1}
-    assert card["usage"] == [0.75, 1.0]
-    assert card["perplexity"] == pytest.approx([2**1.5, 2.0])
-    assert json.loads(json.dumps(card)) == card
