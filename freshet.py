@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException
 
 from infra.errors import ConfigError, FreshetError
 from infra.settings import Settings, load_settings
+from workers.operations import dead_letters, sids
 
 app = typer.Typer(
     name="freshet",
@@ -29,6 +30,10 @@ worker = typer.Typer(help="Run one worker process until SIGTERM.", no_args_is_he
 topics = typer.Typer(help="Create and list the Kafka topics.", no_args_is_help=True)
 app.add_typer(worker, name="worker")
 app.add_typer(topics, name="topics")
+encoders = typer.Typer(help="Bring your own encoders.", no_args_is_help=True)
+app.add_typer(encoders, name="encoders")
+app.add_typer(sids, name="sids")
+app.add_typer(dead_letters, name="dead-letters")
 
 Share = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Share of all watches that is the earlier part.")
@@ -66,13 +71,14 @@ def demo(
 def up() -> None:
     """Start Kafka (unless settings name a cluster), Ray and every process, until Ctrl-C."""
     from infra.log import configure, get_logger
+    from infra.stopping import stop_on_signal
     from infra.storage import ObjectStore
     from models.codebook import current_manifest
     from workers.stack import kafka_running, processes_running
 
     settings = _settings()
     configure("up", level=settings.log.level, format=settings.log.format)
-    stopping = _stop_on_signal()
+    stopping = stop_on_signal()
     current_manifest(ObjectStore(settings.storage.root))  # says how to bootstrap where nobody has
     with kafka_running(settings) as running, processes_running(running) as supervisor:
         get_logger().info(
@@ -84,37 +90,55 @@ def up() -> None:
 
 @app.command()
 def bootstrap(
-    share: Share = 0.8,
+    share: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            help="What is learned from: the earliest watches, or with --codebook-only the earliest videos.",
+        ),
+    ] = 0.8,
     model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+    quantizer: Annotated[
+        str, typer.Option(help="rqvae, or rkmeans for residual k-means.")
+    ] = "rqvae",
+    levels: Annotated[int, typer.Option(help="Codes in a semantic ID: 3, 5 or 8.")] = 3,
+    clusters: Annotated[
+        int, typer.Option(min=0, help="Flat k-means clusters beside the codes; 0 is the default.")
+    ] = 0,
+    co_watching: Annotated[
+        bool,
+        typer.Option("--co-watching", help="Let rqvae draw together what is watched together."),
+    ] = False,
+    data: Annotated[str, typer.Option(help="movielens, beauty or youtube.")] = "movielens",
+    codebook_only: Annotated[
+        bool,
+        typer.Option(
+            "--codebook-only",
+            help="No LRM, no semantic IDs, no Kafka. Workers take it up when they start.",
+        ),
+    ] = False,
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing where a codebook and an LRM are.")
     ] = False,
 ) -> None:
-    """Fit the codebook and the first LRM on the earlier part of MovieLens, and publish both."""
-    from infra.storage import ObjectStore
-    from models.codebook import CURRENT_KEY
-    from streams.events import LRM_MODEL_NAME
-    from streams.movielens import load_timeline
-    from streams.timeline import split
-    from workers.bootstrap import bootstrap as fit
-    from workers.demo_panel import progress_bars
-    from workers.demo_run import bootstrap_config
-    from workers.stack import kafka_running
-    from workers.training_state import checkpoint_versions
+    """Fit the codebook and the first LRM on the earlier part of a data set, and publish both."""
+    from rich.console import Console
 
-    settings = _settings()
-    if if_missing:
-        store = ObjectStore(settings.storage.root)
-        if store.exists(CURRENT_KEY) and checkpoint_versions(store, LRM_MODEL_NAME):
-            _say(f"nothing to do: {settings.storage.root} has a codebook and an LRM")
-            return
-    earlier, _ = split(load_timeline(), share)
-    with kafka_running(settings) as running, progress_bars() as progress:
-        done = fit(running, earlier, config=bootstrap_config(model), progress=progress)
-    _say(
-        f"codebook {done.codebook_version}: {done.videos} videos, uniqueness {done.uniqueness:.3f}; "
-        f"LRM {done.model_version} on {done.watches} watches, last loss {done.losses[-1]:.3f}"
+    from workers.bootstrap_run import BootstrapOptions, run_bootstrap
+
+    options = BootstrapOptions(
+        data=data,
+        share=share,
+        quantizer=quantizer,
+        num_levels=levels,
+        num_clusters=clusters,
+        co_watching=co_watching,
+        codebook_only=codebook_only,
+        if_missing=if_missing,
+        model=model,
     )
+    run_bootstrap(_settings(), options, Console())
 
 
 @app.command()
@@ -123,25 +147,47 @@ def replay(
         float, typer.Option(min=0.1, help="Pace, in event-time order.")
     ] = 100.0,
     share: Share = 0.8,
+    videos: Annotated[
+        Path | None, typer.Option(help="A CSV, JSONL or Parquet file of videos instead.")
+    ] = None,
+    watches: Annotated[Path | None, typer.Option(help="The same of watches.")] = None,
+    columns: Annotated[
+        str, typer.Option(help="Of --videos, such as title=name,video_id=sku.")
+    ] = "",
+    watch_columns: Annotated[
+        str, typer.Option(help="Of --watches, such as event_time_ms=at:s,surface:=home.")
+    ] = "",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Send the others; FILE.rejected.jsonl says why.")
+    ] = False,
 ) -> None:
-    """Play the later part of MovieLens into Kafka: uploads, updates and watches."""
-    from rich.progress import Progress
-
+    """Play the later part of MovieLens, or your own files, into Kafka: uploads, updates and watches."""
     from streams.movielens import load_timeline
     from streams.replay import replay as play
     from streams.timeline import split
+    from workers.operations import progress_bars
+    from workers.own_data import OwnData, play_files
     from workers.stack import with_local_kafka
 
+    data = OwnData(
+        videos=videos,
+        watches=watches,
+        columns=columns,
+        watch_columns=watch_columns,
+        skip_bad_rows=skip_bad_rows,
+    )
     settings = with_local_kafka(_settings())
-    _, later = split(load_timeline(), share)
-    with Progress() as bars:
-        task = bars.add_task("replay", total=len(later.events))
-        sent = play(
-            settings.kafka,
-            later.events,
-            events_per_s=events_per_s,
-            on_progress=lambda counts: bars.update(task, completed=counts.total()),
-        )
+    with progress_bars() as progress:
+        if videos or watches:
+            sent = play_files(settings.kafka, data, events_per_s=events_per_s, progress=progress)
+        else:
+            _, later = split(load_timeline(), share)
+            sent = play(
+                settings.kafka,
+                later.events,
+                events_per_s=events_per_s,
+                on_progress=lambda counts: progress("send", counts.total(), len(later.events)),
+            )
     _say(", ".join(f"{count} {kind}" for kind, count in sorted(sent.items())))
 
 
@@ -253,17 +299,25 @@ def list_topics() -> None:
         )
 
 
+@encoders.command("check")
+def check_encoders(
+    folder: Annotated[Path, typer.Argument(help="Holds encoders.json and the files it names.")],
+    write: Annotated[
+        bool, typer.Option("--write", help="First fill in each sha256 that is empty.")
+    ] = False,
+) -> None:
+    """Check encoders of your own: their files, and that each graph does what is declared."""
+    from models.own_encoders import load_own, try_encoder, write_hashes
+
+    for name in write_hashes(folder) if write else ():
+        _say(f"sha256 of {name} written")
+    for spec in load_own(folder):
+        try_encoder(folder, spec)
+        _say(f"ok  {spec.modality}: {spec.name}, {spec.dimension} dimensions, sha256 {spec.sha256}")
+
+
 def _settings() -> Settings:
     return load_settings()
-
-
-def _stop_on_signal() -> threading.Event:
-    import signal
-
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
 
 
 def _say(text: str) -> None:

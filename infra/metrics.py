@@ -40,6 +40,29 @@ RECORDS = Counter(
 DEAD_LETTERS = Counter(
     "freshet_dead_letters_total", "Records refused, by topic and reason.", ["topic", "reason"]
 )
+LOOP_LAG = Histogram(
+    "freshet_worker_loop_lag_seconds",
+    "How late the event loop of a worker wakes up.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5),
+)
+CODEBOOK_WINDOW = Gauge(
+    "freshet_codebook_window_videos",
+    "Newest videos that the drift of the codebook is taken from; below some thousand the figures are rough.",
+)
+CODEBOOK_RESIDUAL_NORM = Gauge(
+    "freshet_codebook_residual_norm_ratio",
+    "Residual norm of the newest videos over that of the codebook's own catalogue, by quantile.",
+    ["quantile"],
+)
+CODEBOOK_DIVERGENCE = Gauge(
+    "freshet_codebook_usage_divergence",
+    "Jensen-Shannon divergence, in bits, of the newest videos' codes from the codebook's own catalogue, by level.",
+    ["level"],
+)
+CODEBOOK_COLLISIONS = Gauge(
+    "freshet_codebook_collision_ratio",
+    "Share of the newest videos with whom another of them shares all codes.",
+)
 SHARDS = Counter("freshet_shards_sealed_total", "Training shards sealed, by outcome.", ["outcome"])
 UNKNOWN_VIDEOS = Counter(
     "freshet_training_unknown_videos_total",

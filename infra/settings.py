@@ -56,19 +56,34 @@ class StorageSettings(_Group):
 class UploadSettings(_Group):
     """The uploads worker: features and semantic IDs."""
 
+    encoders: Path | None = Field(
+        None,
+        description="folder whose encoders.json declares your own encoders, for `freshet bootstrap`; empty is built-in",
+    )
     batch_max: int = Field(64, ge=1, description="uploads featurized together")
-    batch_wait_ms: int = Field(
-        20, ge=0, description="longest wait for a fuller batch, milliseconds"
+    future_slack_s: float = Field(
+        86_400.0, ge=0, description="seconds an event time may lie in the future"
     )
     max_text_chars: int = Field(
         20_000, ge=1, description="characters of title, description, tags and transcript together"
     )
     media_roots: tuple[str, ...] = Field(
-        ("streams/data/clips",), description="folders that media_uri may point into (JSON list)"
+        ("streams/data/clips",),
+        description="folders and URL prefixes (https://, s3://) that media_uri may point into (JSON list)",
     )
-    media_max_bytes: int = Field(200_000_000, ge=1, description="bytes read of one media file")
+    media_max_bytes: int = Field(
+        200_000_000, ge=1, description="bytes read of one media file, all passes together"
+    )
     media_max_s: float = Field(60.0, gt=0, description="seconds of media decoded")
-    media_retries: int = Field(3, ge=0, description="tries again for media that may come back")
+    media_max_pixels: int = Field(4096 * 2304, ge=1, description="pixels of one frame")
+    media_timeout_s: float = Field(
+        30.0, gt=0, description="seconds that reading and decoding one item may take"
+    )
+    media_retries: int = Field(5, ge=0, description="tries again for media that may come back")
+    media_retry_s: float = Field(
+        60.0, ge=0, description="seconds after which media are not tried again"
+    )
+    decoders: int = Field(2, ge=1, description="processes that decode media")
 
 
 class WatchSettings(_Group):

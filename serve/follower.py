@@ -17,7 +17,6 @@ from infra import metrics
 from infra.errors import DecodeError, TransientError
 from infra.log import get_logger
 from infra.settings import KafkaSettings
-from streams.catalogue import Headers
 from streams.client import TopicReader
 from streams.codec import decode
 from streams.topics import Topic
@@ -38,7 +37,6 @@ class Record(NamedTuple):
     append_time_ms: int = 0
     partition: int = 0
     offset: int = 0
-    headers: Headers | None = None
 
 
 Take = Callable[[Sequence[Record]], None]
@@ -125,7 +123,6 @@ def _record(topic: Topic, message: Message) -> Record:
         message.timestamp()[1],
         message.partition(),
         message.offset(),
-        message.headers(),
     )
 
 

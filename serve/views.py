@@ -22,7 +22,7 @@ from models.prompts import ViewerLike, WatchLike
 from models.semantic_id import SemanticIdSpace
 from models.trie import LiveTrie
 from serve.follower import Record, refuse
-from streams.catalogue import Catalogue, CatalogueChange, removed_position
+from streams.catalogue import Catalogue, CatalogueChange
 from streams.events import SemanticIdAssigned
 from streams.history import Entry, History, decode_history
 from streams.topics import HISTORIES
@@ -78,9 +78,7 @@ class CatalogueView:
         changed: dict[str, SemanticIdAssigned | None] = {}
         for record in records:
             try:
-                change = self.catalogue.apply(
-                    record.key, record.value, removed_position(record.headers)
-                )
+                change = self.catalogue.apply(record.key, record.value)
             except DecodeError as error:
                 refuse(record, error)
                 continue

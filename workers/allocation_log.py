@@ -1,98 +1,102 @@
-"""The allocator of each owned partition, kept in `video.allocations`; knows nothing of how codes come about.
+"""The allocator of each partition of `video.codes`, kept in `video.allocations`, a record per place.
 
-Every code tuple belongs to one partition of `video.codes`, and `video.allocations` has the same partitions: whoever
-owns the one is the only writer of the other.
+Knows nothing of how codes come about and of what is made of a place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from infra.clock import now_ms
 from infra.settings import KafkaSettings
 from models.allocation import Allocator
-from streams.catalogue import POSITION_HEADER, semantic_id_key
 from streams.client import TopicReader
 from streams.codec import decode
 from streams.codes import codes_key
-from streams.events import CodesAllocated, CodesComputed, SemanticIdAssigned, to_json
-from streams.topics import ALLOCATIONS, SEMANTIC_IDS
-from workers.faust_app import Outgoing
+from streams.events import CodeAllocated, CodesComputed
+from streams.topics import ALLOCATIONS
 
 
 class AllocationLog:
-    """Allocators by partition: `ABSENT -> restore -> OWNED -> drop -> ABSENT`.
+    """Places as a function of `video.codes`: whoever computes them, however often, comes to the same.
 
-    What is in memory is always also in the log or about to be: a process that cannot write it must end.
+    Within one code tuple the k-th video in the order of a partition's log has place k, and is refused where k is not
+    below the capacity. By induction over the log, no other place is ever computed or stored:
+
+    - Known before record n: the places of all videos before it, which were durable when their records were acknowledged
+      or were computed here; and those of some later ones, stored by somebody who then died or is further on.
+    - Its video either has its place k already; or all places below k are taken, k itself is nobody else's, and so the
+      lowest free place is k. So a batch of which any part was durable, a replay, and a worker that lost the partition
+      without knowing all store what the owner stores, under the same keys: nobody has to be kept out.
+    - Records that somebody else handled show as a gap in the offsets: the log is read to its end before going on.
     """
 
     def __init__(self, kafka: KafkaSettings, *, disambiguation_size: int) -> None:
+        """Start with nothing read; `disambiguation_size` is how many videos may share their codes."""
         self._kafka = kafka
         self._capacity = disambiguation_size
-        self._owned: dict[int, Allocator] = {}
+        self._allocators: dict[int, Allocator] = {}
+        self._handled_to: dict[int, int] = {}  # offsets in video.codes
+        self._read_to: dict[tuple[str, int], int] = {}  # offsets in video.allocations
 
-    def missing(self, partitions: Iterable[int]) -> set[int]:
-        """Return which of the partitions have to be restored before they are allocated from."""
-        return set(partitions) - self._owned.keys()
+    def behind(self, records: Iterable[tuple[int, int]]) -> set[int]:
+        """Return which partitions have to catch up before these records, (partition, offset) each, are handled."""
+        handled_to = dict(self._handled_to)
+        behind = set()
+        for partition, offset in records:
+            if offset > handled_to.get(partition, -1):
+                behind.add(partition)
+            handled_to[partition] = max(offset + 1, handled_to.get(partition, 0))
+        return behind
 
-    def restore(self, partitions: set[int]) -> None:
-        """Rebuild the allocators of some partitions from the log.
+    def advance(self, partition: int, offset: int) -> None:
+        """Take note that a record of `video.codes` was handled."""
+        self._handled_to[partition] = max(offset + 1, self._handled_to.get(partition, 0))
+
+    def catch_up(self, partitions: Collection[int]) -> None:
+        """Take in what the log holds of some partitions beyond what was read of it before.
 
         Blocks: until the log was read to its end.
 
         Raises:
             DecodeError: the log holds what this version cannot read; taken codes would be handed out again.
         """
-        allocators = {partition: Allocator() for partition in partitions}
-        with TopicReader(self._kafka, [ALLOCATIONS], partitions=partitions) as reader:
+        with TopicReader(
+            self._kafka, [ALLOCATIONS], partitions=partitions, start=self._read_to
+        ) as reader:
             for _, message in reader.read_to_end():
-                row = decode(CodesAllocated, message.value())
-                allocators[message.partition()].restore(
-                    row.codebook_version, row.codes, row.video_ids
-                )
-        self._owned |= allocators
-
-    def drop(self, partitions: Iterable[int]) -> None:
-        """Forget partitions that now belong to somebody else."""
+                self.take(message.partition(), message.value())
+            self._read_to |= reader.next_offsets
         for partition in partitions:
-            self._owned.pop(partition, None)
+            self._allocators.setdefault(partition, Allocator())
 
-    def allocate(self, computed: CodesComputed, partition: int) -> tuple[int, Outgoing | None]:
-        """Return the video's disambiguation code, and what must be durable before anyone hears of it.
+    def take(self, partition: int, value: bytes | None) -> None:
+        """Take in one record of the log; raises like `catch_up`."""
+        row = decode(CodeAllocated, value)
+        self._allocators.setdefault(partition, Allocator()).restore(
+            row.codebook_version, row.codes, row.disambiguation_code, row.video_id
+        )
 
-        Delivery: idempotent; a video that has its code already gets it again, and nothing is to be written.
+    def allocate(self, computed: CodesComputed, *, partition: int) -> tuple[int, bool]:
+        """Return the video's disambiguation code, and whether it is new: then `code_allocated` is to be stored.
 
         Raises:
             DecodeError: with reason `codes_full`.
         """
-        version, codes = computed.codebook_version, computed.codes
-        allocator = self._owned[partition]
-        code, grew = allocator.allocate(version, codes, computed.video_id, capacity=self._capacity)
-        if not grew:
-            return code, None
-        row = CodesAllocated(
-            codes=codes, codebook_version=version, video_ids=allocator.row(version, codes)
+        return self._allocators[partition].allocate(
+            computed.codebook_version, computed.codes, computed.video_id, capacity=self._capacity
         )
-        key = codes_key(version, codes).encode()
-        return code, Outgoing(ALLOCATIONS, key, to_json(row), partition=partition)
 
 
-def assignment(computed: CodesComputed, disambiguation_code: int) -> Outgoing:
-    """Return the record that gives a video its semantic ID."""
-    assigned = SemanticIdAssigned(
-        **computed.model_dump(),
+def code_allocated(computed: CodesComputed, disambiguation_code: int) -> CodeAllocated:
+    """Return the record of a place, to be stored in the partition that the video has in `video.codes`."""
+    return CodeAllocated(
+        codes=computed.codes,
+        codebook_version=computed.codebook_version,
         disambiguation_code=disambiguation_code,
-        assigned_time_ms=now_ms(),
+        video_id=computed.video_id,
     )
-    key = semantic_id_key(computed.video_id, computed.codebook_version)
-    return Outgoing(SEMANTIC_IDS, key.encode(), to_json(assigned))
 
 
-def removal(video_id: str, codebook_version: int, *, position: int) -> Outgoing:
-    """Return the tombstone of a removed video; its header says which upload it answers.
-
-    Delivery: it may overtake the assignment of an upload that came just before it.
-    """
-    key = semantic_id_key(video_id, codebook_version)
-    headers = {POSITION_HEADER: str(position).encode()}
-    return Outgoing(SEMANTIC_IDS, key.encode(), None, headers=headers)
+def place_key(row: CodeAllocated) -> str:
+    """Return the key of a place's record, such as `1:228-204-19#0`."""
+    return f"{codes_key(row.codebook_version, row.codes)}#{row.disambiguation_code}"

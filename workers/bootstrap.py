@@ -21,31 +21,27 @@ from infra.clock import now_ms
 from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.storage import ObjectStore
-from models.allocation import Allocator
 from models.examples import Block, behaviour_examples, describe_texts, metadata_examples, pack
 from models.lrm import NANO, Lrm, LrmConfig, build_lrm
 from models.prompts import render_history, render_semantic_id
+from models.quantizer import QuantizerConfig
 from models.semantic_id import SemanticIdSpace
 from models.training import TrainingConfig, initial_learning_rate, train_on
-from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send
-from streams.codes import codes_key
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
-    CodesAllocated,
-    CodesComputed,
     HistoryEntry,
-    SemanticIdAssigned,
     UserHistory,
-    VideoUploaded,
     WatchEvent,
 )
 from streams.history import history_entry, percent_watched
 from streams.shards import NewWatch, PastWatch, ShardRow
 from streams.timeline import Timeline
-from streams.topics import ALLOCATIONS, CHECKPOINTS, HISTORIES, SEMANTIC_IDS
+from streams.topics import CHECKPOINTS, HISTORIES, SEMANTIC_IDS
+from workers.bootstrap_assigning import assign
 from workers.bootstrap_codebook import fit_codebook
+from workers.bootstrap_data import Later, catalogue_of
 from workers.training_actor import Video
 from workers.training_round import behaviours, loss_on
 from workers.training_state import TrainingState, checkpoint_key, new_state, save_state
@@ -87,9 +83,19 @@ def bootstrap(
     timeline: Timeline,
     *,
     config: BootstrapConfig | None = None,
+    quantizer: QuantizerConfig | None = None,
+    later: Later | None = None,
     progress: Progress = lambda stage, share: None,
 ) -> Bootstrapped:
     """Fit, assign, and train on the timeline; publish all of it.
+
+    Args:
+        settings: name the cluster, the object store and the seed.
+        timeline: the past; the only thing that is learned from.
+        config: of the LRM's fit.
+        quantizer: of the codebook's fit.
+        later: what the codebook is judged by; without it, by the past alone.
+        progress: told the stage and the share done of it.
 
     Delivery: the checkpoint is announced last. Killed before that, nothing serves what is half done; run it again.
     Blocks: for minutes; `progress` is told (stage, share done).
@@ -105,9 +111,11 @@ def bootstrap(
         raise ConfigError(
             f"the timeline holds {len(watches)} watches; at least {WATCHES_PER_ROW} are needed"
         )
-    codebook = fit_codebook(uploads, settings, progress=progress)
+    codebook = fit_codebook(
+        uploads, settings, config=quantizer, watches=watches, later=later, progress=progress
+    )
     computed = codebook.codes_computed(uploads, append_time_ms=now_ms())
-    assigned = _assign(settings, computed, codebook.manifest.disambiguation_size)
+    assigned = assign(settings.kafka, computed, codebook.manifest.disambiguation_size)
     videos = {one.video_id: Video.of(one) for one in assigned}
     _publish_histories(settings, watches)
     rows = list(rows_of(watches, codebook.manifest.codebook_version))
@@ -118,49 +126,12 @@ def bootstrap(
     return Bootstrapped(
         codebook_version=codebook.manifest.codebook_version,
         videos=len(assigned),
-        uniqueness=float(codebook.manifest.card["uniqueness"]),
+        uniqueness=float(codebook.manifest.card["fitted"]["uniqueness"]),
         watches=len(watches),
         model_version=state.model_version,
         sha256=sha256,
         losses=tuple(losses),
     )
-
-
-def catalogue_of(timeline: Timeline) -> list[VideoUploaded]:
-    """Return each video's newest state, in the order of first upload."""
-    newest: dict[str, VideoUploaded] = {}
-    for upload in timeline.uploads():
-        newest[upload.video_id] = upload
-    return list(newest.values())
-
-
-def _assign(
-    settings: Settings, computed: Iterable[CodesComputed], capacity: int
-) -> list[SemanticIdAssigned]:
-    """Allocate and publish the catalogue's semantic IDs, allocations first, as the uploads worker does."""
-    allocator, client = Allocator(), producer(settings.kafka)
-    grown: dict[str, CodesAllocated] = {}
-    assigned = []
-    for one in computed:
-        version, codes = one.codebook_version, one.codes
-        code, _ = allocator.allocate(version, codes, one.video_id, capacity=capacity)
-        row = allocator.row(version, codes)
-        grown[codes_key(version, codes)] = CodesAllocated(
-            codes=codes, codebook_version=version, video_ids=row
-        )
-        assigned.append(
-            SemanticIdAssigned(
-                **one.model_dump(), disambiguation_code=code, assigned_time_ms=now_ms()
-            )
-        )
-    for key, allocated in grown.items():
-        send(client, settings.kafka, ALLOCATIONS, key, allocated)
-    flush(client)
-    for each in assigned:
-        key = semantic_id_key(each.video_id, each.codebook_version)
-        send(client, settings.kafka, SEMANTIC_IDS, key, each)
-    flush(client)
-    return assigned
 
 
 def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> None:

@@ -59,8 +59,8 @@ class CatalogueIndex:
     def apply(self, records: Iterable[Record]) -> None:
         """Take in records of `video.semantic_ids` by key and value, in their order; skip what is none of its.
 
-        Delivery: on return the points are durable on the server. Idempotent: an assignment made from an older upload
-        than the one held is ignored, and a record that is applied again changes nothing.
+        Delivery: on return the points are durable on the server. Records that are applied again are shown again, until
+        the last of each key, which says what the video is, was applied again, too.
 
         Raises:
             TransientError: the server does not answer.
@@ -136,16 +136,11 @@ class CatalogueIndex:
         self._client.close()
 
     def _upsert(self, version: int, videos: Sequence[SemanticIdAssigned]) -> None:
-        """Insert or replace videos, except where a newer upload of one is held."""
+        """Insert or replace videos."""
         name = collection_name(version)
         if self._existing(version) is None:
             self._create(name, len(decode_embedding(videos[0].embedding_f16)))
-        points = {_point_id(video.video_id): video for video in videos}
-        for held in self._client.retrieve(name, list(points), with_payload=["upload_position"]):
-            if held.payload["upload_position"] > points[held.id].upload_position:
-                del points[held.id]
-        if points:
-            self._client.upsert(name, [_point(at, video) for at, video in points.items()])
+        self._client.upsert(name, [_point(video) for video in videos])
 
     def _delete(self, version: int, points: Any) -> None:
         if points and (name := self._existing(version)):
@@ -202,7 +197,7 @@ def _batches(catalogue: Catalogue) -> Iterator[list[SemanticIdAssigned]]:
         yield batch
 
 
-def _point(point_id: str, video: SemanticIdAssigned) -> models.PointStruct:
+def _point(video: SemanticIdAssigned) -> models.PointStruct:
     text = format_semantic_id(video.semantic_id)
     codes = text.split()
     payload: dict[str, Any] = {
@@ -212,11 +207,10 @@ def _point(point_id: str, video: SemanticIdAssigned) -> models.PointStruct:
         "sid_prefixes": [" ".join(codes[:length]) for length in range(1, len(codes))],
         "codebook_version": video.codebook_version,
         "upload_time_ms": video.upload_time_ms,
-        "upload_position": video.upload_position,
         "indexed_time_ms": now_ms(),
     }
     vector = decode_embedding(video.embedding_f16).astype(np.float32).tolist()
-    return models.PointStruct(id=point_id, vector=vector, payload=payload)
+    return models.PointStruct(id=_point_id(video.video_id), vector=vector, payload=payload)
 
 
 def _shown(payload: dict[str, Any]) -> dict[str, str]:

@@ -30,6 +30,7 @@ STAGES = {
     "encode": "encode the catalogue",
     "fusion": "fit the fusion",
     "codebooks": "fit the codebooks",
+    "clusters": "fit the flat clusters",
     "publish": "publish the codebook",
     "vocabulary": "train the vocabulary",
     "lrm": "fit the first LRM",

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +25,7 @@ from infra.clock import Deadline
 from infra.errors import ConfigError
 from infra.log import get_logger
 from infra.settings import KafkaSettings, Settings
-from streams.topics import MAX_MESSAGE_BYTES, Topic
+from streams.topics import MAX_DEAD_LETTER_BYTES, Topic
 
 Handler = Callable[[list[Any]], Awaitable[None]]
 
@@ -39,15 +41,46 @@ class Outgoing:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
+# Longer than a stop takes, shorter than an operator waits.
+CRASH_S = 10.0
+# As long as an upload in the encoders may take, and less than supervisors and rebalances wait.
+IN_HAND_S = 15.0
+
+
+class _App(faust.App):
+    """An app that neither its crash nor slow records keep alive.
+
+    Stopping can hang: the last commit of a worker that lost its membership while it was frozen waits for a group that
+    it is not in. So can waiting for the records in hand, before a stop and in each rebalance: one may be waiting for
+    media that do not come.
+    """
+
+    async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:
+        """Wait until the records in hand are acknowledged, `IN_HAND_S` at most; the others come again."""
+        try:
+            await asyncio.wait_for(super()._consumer_wait_empty(consumer, logger), IN_HAND_S)
+        except TimeoutError:
+            if self.should_stop:  # the consumer would wait once more, for ever
+                self.conf.stream_wait_empty = False
+
+    async def crash(self, reason: BaseException) -> None:
+        """Stop the app, and the process with status 1, within `CRASH_S`."""
+        ending = threading.Timer(CRASH_S, os._exit, [1])
+        ending.daemon = True
+        ending.start()
+        await super().crash(reason)
+
+
 def create_faust_app(settings: Settings, name: str) -> faust.App:
     """Return an app whose consumer group is `name`, with delivery settings that the module's docstring asks for.
 
-    Delivery: at least once. A batch in hand at SIGTERM is finished and committed; at SIGKILL it is read again.
+    Delivery: at least once. What is in hand at SIGTERM is finished and committed if that takes no longer than
+    `IN_HAND_S`, else, and at SIGKILL, it is read again.
     """
     kafka = settings.kafka
     directory = settings.var_dir / "faust" / name
     directory.mkdir(parents=True, exist_ok=True)
-    return faust.App(
+    return _App(
         kafka.topic_prefix + name,
         broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(kafka),
@@ -55,10 +88,10 @@ def create_faust_app(settings: Settings, name: str) -> faust.App:
         broker_max_poll_records=500,
         broker_session_timeout=10.0,  # a killed worker's partitions wait so long
         broker_heartbeat_interval=3.0,
-        consumer_max_fetch_size=MAX_MESSAGE_BYTES,
+        consumer_max_fetch_size=MAX_DEAD_LETTER_BYTES,
         producer_acks=-1,
-        producer_compression_type="gzip",
-        producer_max_request_size=MAX_MESSAGE_BYTES,
+        producer_compression_type="lz4",
+        producer_max_request_size=MAX_DEAD_LETTER_BYTES,
         stream_buffer_maxsize=256,
         stream_wait_empty=True,
         topic_allow_declare=False,

@@ -1,25 +1,29 @@
-"""From an upload to its codes: what the encoders are given, which media may be read, and what is made of the result.
+"""From an upload to its codes: what the encoders are given, and what is made of the result.
 
 An upload is taken whole or not at all: one whose media cannot be used is refused even though its title could be coded,
-so that its semantic ID never depends on luck. Knows nothing of Faust, consumer groups and disambiguation codes.
+so that its semantic ID never depends on luck. Knows nothing of Faust, consumer groups and disambiguation codes, and of
+where media may be read from.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from infra.errors import DecodeError, TransientError, VersionMismatchError
+from infra.errors import DecodeError, VersionMismatchError
 from infra.settings import Settings, UploadSettings
 from infra.storage import ObjectStore
 from models.codebook import ENCODERS_KEY, GRAPH_FILE, CodebookManifest, current_codebook
-from models.encoders import Content, Encoders
-from models.media import Media, MediaLimits, decode_media
+from models.encoders import FRAME_SIZE, Content, Encoders
+from models.media import Media
 from models.onnx_quantizer import OnnxQuantizer, QuantizedBatch
+from streams.codec import Upload
 from streams.codes import encode_embedding
 from streams.events import CodesComputed, VideoMetadata, VideoUploaded
+from workers.media_sources import load_media
+
+# What people write first says most. The text encoder hears some thousand characters: so the transcript is among them.
+DESCRIPTION_HEAD_CHARS = 400
 
 # Format characters that Persian, Hindi and emoji are spelt with.
 _JOINERS = "\u200c\u200d"
@@ -34,6 +38,7 @@ class Featurizer:
 
     def __init__(self, encoders: Encoders, quantizer: OnnxQuantizer) -> None:
         self.codebook = quantizer.manifest
+        self.frame_size = encoders.frame_size
         self._encoders = encoders
         self._quantizer = quantizer
         if encoders.manifest.digest != self.codebook.encoders_sha256:
@@ -71,20 +76,50 @@ def load_featurizer(settings: Settings) -> Featurizer:
     return Featurizer(encoders, OnnxQuantizer(codebook, directory / GRAPH_FILE))
 
 
-def content_of(upload: VideoUploaded, settings: UploadSettings) -> Content:
-    """Return what the encoders are given of an upload, its media decoded.
+def content_of(
+    upload: VideoUploaded, settings: UploadSettings, *, frame_size: int = FRAME_SIZE
+) -> Content:
+    """Return what the encoders are given of an upload, its media decoded in this process.
 
-    Blocks: while media is read and decoded, at most `media_max_s` seconds of it.
+    Blocks: while media are read and decoded, about `media_timeout_s` at most; what hangs within FFmpeg hangs here, as
+    only `workers.decoders` has processes to kill.
 
     Raises:
-        DecodeError: the media is none, lies outside the roots, or passes a limit.
-        TransientError: the media is not there now.
+        DecodeError: the media are none, lie outside the roots, or pass a limit.
+        TransientError: the media are not there now.
     """
-    text = upload_text(upload, settings.max_text_chars)
     if upload.media_uri is None:
+        return content_from(upload, None, settings)
+    media = load_media(upload.media_uri, settings, frame_size=frame_size)
+    return content_from(upload, media, settings)
+
+
+def content_from(upload: VideoUploaded, media: Media | None, settings: UploadSettings) -> Content:
+    """Return what the encoders are given of an upload and its decoded media.
+
+    The transcript is the event's, or else the media's subtitles.
+    """
+    if media is not None and not (upload.transcript or "").strip():
+        upload = upload.model_copy(update={"transcript": media.subtitles})
+    text = upload_text(upload, settings.max_text_chars)
+    if media is None:
         return Content(text)
-    media = _load_media(upload.media_uri, settings)
     return Content(text, media.frames, media.waveform)
+
+
+def check_times(upload: Upload, append_time_ms: int, *, slack_s: float) -> None:
+    """Refuse an upload or removal from the future.
+
+    Raises:
+        DecodeError: with reason `event_time_in_future`, one of its times is more than `slack_s` after its arrival.
+    """
+    times_ms = [upload.event_time_ms, getattr(upload, "upload_time_ms", None) or 0]
+    if max(times_ms) > append_time_ms + slack_s * 1000:
+        raise DecodeError(
+            f"its times {times_ms} lie more than {slack_s} s after {append_time_ms}, when it arrived; "
+            "is the producer's clock right?",
+            "event_time_in_future",
+        )
 
 
 def upload_text(upload: VideoMetadata, max_chars: int) -> str:
@@ -94,67 +129,27 @@ def upload_text(upload: VideoMetadata, max_chars: int) -> str:
         ", ".join((upload.category, *upload.topics)).strip(", "),
         ", ".join(upload.tags),
         upload.channel,
-        upload.description,
+        upload.description[:DESCRIPTION_HEAD_CHARS],
         getattr(upload, "transcript", None) or "",
+        upload.description[DESCRIPTION_HEAD_CHARS:],
     )
-    cleaned = (clean_text(part) for part in parts)
+    cleaned = (clean_text(part[: 2 * max_chars]) for part in parts)
     return "\n".join(part for part in cleaned if part)[:max_chars]
 
 
 def clean_text(text: str) -> str:
     """Return a text without control and bidirectional characters, its white space as single spaces."""
-    return " ".join("".join(filter(_is_kept, text)).split())
+    words = (
+        word if word.isprintable() else "".join(filter(_is_kept, word)) for word in text.split()
+    )
+    return " ".join(filter(None, words))
 
 
 def _is_kept(character: str) -> bool:
-    if character.isspace() or character in _JOINERS:
+    if character in _JOINERS:
         return True
     # Cc: control, Cf: format (all bidirectional marks among them), Cs: lone surrogates, Co: private use.
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
-
-
-def resolve_media(uri: str, roots: Sequence[str]) -> Path:
-    """Return the file that a `file://` URI or a plain path names, links followed, if it lies inside one of the roots.
-
-    Relative paths, the roots' too, start at the working directory.
-
-    Raises:
-        DecodeError: with reason `media_uri` or `media_outside_roots`.
-        TransientError: there is no such file (yet).
-    """
-    try:
-        path = _path_in(uri).resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, no URI
-        raise DecodeError(f"media_uri {uri!r} cannot name a file: {error}", "media_uri") from error
-    if not any(path.is_relative_to(Path(root).resolve()) for root in roots):
-        raise DecodeError(
-            f"media_uri {uri!r} leads outside the media roots; FRESHET_UPLOADS__MEDIA_ROOTS lists them",
-            "media_outside_roots",
-        )
-    if not is_file:
-        raise TransientError(f"media_uri {uri!r} names no file")
-    return path
-
-
-def _path_in(uri: str) -> Path:
-    if "\0" in uri:
-        raise ValueError("it holds a null character")
-    parts = urlsplit(uri)
-    if not parts.scheme:
-        return Path(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError("expected a path or a file:// URI")
-    return Path(unquote(parts.path))
-
-
-def _load_media(uri: str, settings: UploadSettings) -> Media:
-    limits = MediaLimits(bytes_max=settings.media_max_bytes, seconds_max=settings.media_max_s)
-    try:
-        return decode_media(resolve_media(uri, settings.media_roots), limits=limits)
-    except DecodeError as error:
-        reason = error.reason if error.reason.startswith("media_") else f"media_{error.reason}"
-        raise DecodeError(str(error), reason) from error
 
 
 def codes_computed(
@@ -170,6 +165,7 @@ def codes_computed(
         **upload.model_dump(include=set(VideoMetadata.model_fields)),
         video_id=upload.video_id,
         codes=tuple(quantized.codes_BL[0].tolist()),
+        cluster_id=int(quantized.cluster_id_B[0]),
         codebook_version=codebook.codebook_version,
         embedding_f16=encode_embedding(quantized.embedding_BD[0]),
         upload_time_ms=upload.upload_time_ms or upload.event_time_ms,

@@ -26,7 +26,6 @@ from infra.clock import Deadline, now_ms
 from infra.errors import TransientError
 from infra.settings import KafkaSettings
 from infra.storage import ObjectStore
-from streams.codec import MAX_DEAD_KEY_BYTES
 from streams.events import ShardSealed, to_json
 from streams.shards import ShardRow, write_shard
 from streams.topics import DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
@@ -192,9 +191,7 @@ def _results(builder: ShardBuilder, sealed: ShardSealed) -> Iterator[_Outgoing]:
     for partition, user_id, history in builder.updated_histories():
         yield _Outgoing(HISTORIES, user_id.encode(), history, partition)
     for key, letter in builder.dead_letters:
-        yield _Outgoing(
-            DEAD_LETTERS[WATCHES.name], (key or b"")[:MAX_DEAD_KEY_BYTES], to_json(letter)
-        )
+        yield _Outgoing(DEAD_LETTERS[WATCHES.name], key or b"", to_json(letter))
     yield _Outgoing(SHARDS, str(sealed.ranges[0].partition).encode(), to_json(sealed))
 
 

@@ -33,7 +33,7 @@ from infra.ray_cluster import ensure_ray
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
-from streams.catalogue import Catalogue, removed_position
+from streams.catalogue import Catalogue
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ShardSealed
@@ -118,8 +118,7 @@ class TrainingLoop:
     def _take_video(self, message: Message) -> None:
         partition, offset = message.partition(), message.offset()
         try:
-            position = removed_position(message.headers())
-            change = self._catalogue.apply(message.key(), message.value(), position)
+            change = self._catalogue.apply(message.key(), message.value())
         except DecodeError as error:
             log.warning(
                 "record_refused", topic=SEMANTIC_IDS.name, offset=offset, reason=error.reason

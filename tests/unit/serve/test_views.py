@@ -78,15 +78,6 @@ def test_catalogue_takes_assigned_videos_and_drops_removed_ones(
     assert live == ["v-0", "v-1", "v-2"]
 
 
-def test_video_whose_removal_overtook_its_assignment_is_not_served(
-    catalogue: CatalogueView,
-) -> None:
-    removal = removal_of("v-1")._replace(headers=[("upload_position", b"9")])
-    catalogue.take([removal, record_of(assigned(1))])
-    assert len(catalogue.trie.view) == 0
-    assert catalogue.catalogue.get("v-1") is None
-
-
 def test_catalogue_video_assigned_and_removed_in_one_batch_never_goes_live(
     catalogue: CatalogueView, live: list[str]
 ) -> None:

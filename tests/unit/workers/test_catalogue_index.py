@@ -85,13 +85,16 @@ def test_record_that_is_applied_again_changes_nothing(index: CatalogueIndex) -> 
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_older_upload_that_comes_late_does_not_replace_a_newer(
+def test_last_record_of_a_video_is_what_is_found_also_when_all_are_read_again(
     index: CatalogueIndex, apart: bool
 ) -> None:
-    newer = record("Dogs at play", (0.0, 0.0, 1.0), upload_position=9)
-    older = record("Dogs at play", (1.0, 0.0, 0.0), upload_position=8)
+    records = [
+        record("Dogs at play", (1.0, 0.0, 0.0)),
+        (key("Dogs at play"), None),
+        record("Dogs at play", (0.0, 0.0, 1.0)),
+    ]
     index.apply([record("Space telescope"), record("Cats indoors")])
-    for batch in [[newer], [older]] if apart else [[newer, older]]:
+    for batch in 2 * [[each] for each in records] if apart else 2 * [records]:
         index.apply(batch)
     assert neighbours(index, "Dogs at play", 1) == ["Space telescope"]
 

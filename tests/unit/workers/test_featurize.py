@@ -10,6 +10,7 @@ from infra.errors import DecodeError, TransientError, VersionMismatchError
 from infra.settings import UploadSettings
 from models.codebook import CodebookManifest
 from models.encoders import Content
+from models.media import Media
 from models.onnx_quantizer import QuantizedBatch
 from streams.codes import decode_embedding
 from streams.events import VideoUploaded
@@ -17,16 +18,16 @@ from workers.featurize import (
     Featurizer,
     clean_text,
     codes_computed,
+    content_from,
     content_of,
-    resolve_media,
     upload_text,
 )
 
 UPLOAD = VideoUploaded(
     event_time_ms=5,
     video_id="v1",
-    title="Cleo\u202e the\x00 dog",
-    description="She\nfetches.",
+    title="Cleo\u200e the dog",
+    description="She\u202e\nfet\x00ches.",
     tags=("dog", "fetch"),
     channel="Pets",
     topics=("Animals", "Comedy"),
@@ -50,6 +51,7 @@ class FakeEncoders:
     def __init__(self, digest: str) -> None:
         self.manifest = self
         self.digest = digest
+        self.frame_size = 224
 
     def encode(self, contents: list[Content]) -> list[Content]:
         return contents
@@ -65,7 +67,8 @@ class PoisonedQuantizer:
             raise DecodeError("not finite", "nan_embedding")
         rows = len(contents)
         codes_BL = np.array([[len(content.text), 1] for content in contents])
-        return QuantizedBatch(codes_BL, np.ones((rows, 3), np.float16), np.zeros(rows, np.float32))
+        embedding_BD, norm_B = np.ones((rows, 3), np.float16), np.zeros(rows, np.float32)
+        return QuantizedBatch(codes_BL, embedding_BD, norm_B, np.zeros(rows, np.int64))
 
 
 def featurizer(digest: str = "right") -> Featurizer:
@@ -88,48 +91,6 @@ def test_clean_text_keeps_what_other_scripts_are_spelt_with() -> None:
     assert clean_text("می\u200cخواهم 👩\u200d🚀") == "می\u200cخواهم 👩\u200d🚀"
 
 
-def test_media_inside_a_root_is_found_by_path_and_by_uri(tmp_path: Path) -> None:
-    clip = tmp_path / "a clip.mp4"
-    clip.touch()
-    assert resolve_media(str(clip), [str(tmp_path)]) == clip
-    assert resolve_media(clip.as_uri(), [str(tmp_path)]) == clip
-
-
-def test_media_outside_the_roots_is_refused_however_it_is_spelt(tmp_path: Path) -> None:
-    root, secret = tmp_path / "root", tmp_path / "secret.mp4"
-    root.mkdir()
-    secret.touch()
-    (root / "link.mp4").symlink_to(secret)
-    for uri in (
-        str(secret),
-        secret.as_uri(),
-        f"{root}/../secret.mp4",
-        f"file://{root}/%2e%2e/secret.mp4",
-        f"{root}/link.mp4",
-        f"{root}-sibling/secret.mp4",
-        "/etc/passwd",
-    ):
-        with pytest.raises(DecodeError) as refusal:
-            resolve_media(uri, [str(root)])
-        assert refusal.value.reason == "media_outside_roots", uri
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["http://127.0.0.1/clip.mp4", "file://elsewhere/clip.mp4", "file://[x/", "a\0b", "x" * 2000],
-)
-def test_media_uri_that_names_no_file_of_ours_is_refused(uri: str) -> None:
-    with pytest.raises(DecodeError) as refusal:
-        resolve_media(uri, ["."])
-    assert refusal.value.reason == "media_uri"
-
-
-def test_media_in_a_loop_of_links_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
-    with pytest.raises(DecodeError):
-        resolve_media(str(tmp_path / "loop.mp4"), [str(tmp_path)])
-
-
 def test_media_that_is_not_there_may_come_back(tmp_path: Path) -> None:
     upload = UPLOAD.model_copy(update={"media_uri": str(tmp_path / "late.mp4")})
     with pytest.raises(TransientError):
@@ -145,12 +106,34 @@ def test_media_that_is_not_what_it_claims_is_refused(tmp_path: Path) -> None:
     assert refusal.value.reason == "media_undecodable"
 
 
+def test_transcript_is_the_events_or_else_the_subtitles() -> None:
+    media = Media(None, np.zeros(3, np.float32), "meow")
+    settings = UploadSettings()
+    assert content_from(UPLOAD, media, settings).text.endswith("woof")
+    for transcript in (None, " "):
+        silent = UPLOAD.model_copy(update={"transcript": transcript})
+        assert content_from(silent, media, settings).text.endswith("fetches.\nmeow")
+        assert content_from(silent, None, settings).text.endswith("fetches.")
+
+
+def test_content_has_the_frames_and_the_sound_of_its_media() -> None:
+    media = Media(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.float32))
+    content = content_from(UPLOAD, media, UploadSettings())
+    assert content.frames is media.frames
+    assert content.waveform is media.waveform
+    assert content_from(UPLOAD, None, UploadSettings()) == Content(content.text)
+
+
 def test_codes_carry_what_later_stages_need_of_the_upload() -> None:
     quantized = QuantizedBatch(
-        np.array([[3, 1]]), np.array([[0.5, -1, 2]], np.float16), np.zeros(1, np.float32)
+        np.array([[3, 1]]),
+        np.array([[0.5, -1, 2]], np.float16),
+        np.zeros(1, np.float32),
+        np.array([17]),
     )
     computed = codes_computed(UPLOAD, quantized, CODEBOOK, append_time_ms=9, position=11)
     assert (computed.codes, computed.codebook_version) == ((3, 1), 3)
+    assert computed.cluster_id == 17
     assert (computed.video_id, computed.title, computed.topics) == (
         "v1", UPLOAD.title, UPLOAD.topics,
     )  # fmt: skip

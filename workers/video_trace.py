@@ -1,0 +1,299 @@
+"""One video from upload to servable, as the topics tell it: its semantic ID, who shares its codes, what is near it.
+
+Reads only the partitions that the video's keys lie in, except where something is to be found by what it is. Knows
+nothing of how it is shown (`workers.video_trace_shown`).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from confluent_kafka import Message
+
+from infra.errors import ConfigError, DecodeError
+from infra.settings import KafkaSettings, Settings
+from infra.storage import ObjectStore
+from models.codebook import CODEBOOKS_KEY, current_manifest
+from models.semantic_id import format_semantic_id
+from streams.catalogue import Catalogue, semantic_id_key, upload_position
+from streams.client import TopicReader
+from streams.codec import M, decode, decode_upload
+from streams.codes import codes_key, decode_embedding
+from streams.events import (
+    CodeAllocated,
+    CodesComputed,
+    DeadLetter,
+    SemanticIdAssigned,
+    VideoRemoved,
+    VideoServable,
+)
+from streams.partitions import partition_of
+from streams.topics import (
+    ALLOCATIONS,
+    ASSIGNMENTS,
+    CODES,
+    DEAD_LETTERS,
+    SEMANTIC_IDS,
+    SERVABLE,
+    UPLOADS,
+    Topic,
+)
+from workers.catalogue_index import CatalogueIndex, Neighbour
+
+READ_TIMEOUT_S = 3600.0
+
+
+class Step(NamedTuple):
+    """A record on the video's way."""
+
+    what: str
+    append_time_ms: int
+    topic: str
+    partition: int
+    offset: int
+    detail: str
+
+
+class Sharing(NamedTuple):
+    """Another video with the same codes; `live` and `title` are None where only its place is known."""
+
+    video_id: str
+    disambiguation_code: int
+    title: str | None
+    live: bool | None
+
+
+@dataclass
+class Trace:
+    """What is known of a video.
+
+    Attributes:
+        assigned: its semantic ID under the current codebook, while it is live.
+        sharing: who else holds a place under its codes, removed videos included.
+        near_by: how neighbours were found.
+        steps: its way, oldest first.
+    """
+
+    video_id: str
+    codebook_version: int
+    assigned: SemanticIdAssigned | None = None
+    sharing: list[Sharing] = field(default_factory=list)
+    neighbours: list[Neighbour] = field(default_factory=list)
+    near_by: str = ""
+    steps: list[Step] = field(default_factory=list)
+
+
+def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Trace:
+    """Return what the topics say of a video.
+
+    Blocks: until its partitions were read; without Qdrant, all of `video.semantic_ids`.
+
+    Raises:
+        ConfigError: no topic holds anything of it.
+        TransientError: Qdrant or the brokers do not answer.
+    """
+    store = ObjectStore(settings.storage.root)
+    current = current_manifest(store).codebook_version
+    found = {key.split("/")[1] for key in store.list(CODEBOOKS_KEY)}
+    versions = sorted(int(version) for version in found if version.isdigit())
+    trace = Trace(video_id, current)
+    way = _Way(settings.kafka, video_id, versions)
+    catalogue = Catalogue(current)
+    everything = bool(neighbours) and not settings.qdrant.url
+    way.read_by_video(catalogue, everything=everything)
+    trace.assigned = catalogue.get(video_id)
+    way.read_by_codes()
+    trace.steps = sorted(way.steps, key=lambda step: step.append_time_ms)
+    if not trace.steps:
+        raise ConfigError(
+            f"no video {video_id!r}: searched {'; '.join(way.searched)}. Ids are case-sensitive"
+        )
+    if trace.assigned is not None:
+        trace.sharing = way.sharing(trace.assigned, catalogue if everything else None)
+        if settings.qdrant.url and neighbours:
+            index = CatalogueIndex(settings.qdrant)
+            trace.neighbours = index.neighbours(video_id, neighbours, codebook_version=current)
+            trace.near_by = f"Qdrant at {settings.qdrant.url}"
+            index.close()
+        elif neighbours:
+            trace.neighbours = nearest(catalogue, trace.assigned, neighbours)
+            trace.near_by = f"exact, among {len(catalogue)} live videos"
+    return trace
+
+
+def nearest(catalogue: Catalogue, video: SemanticIdAssigned, k: int) -> list[Neighbour]:
+    """Return the `k` other live videos with the greatest cosine of embeddings, nearest first."""
+    others = [each for each in catalogue.videos.values() if each.video_id != video.video_id]
+    if not others:
+        return []
+    rows = np.stack([decode_embedding(each.embedding_f16).astype(np.float32) for each in others])
+    query = decode_embedding(video.embedding_f16).astype(np.float32)
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(query)
+    scores = rows @ query / np.where(norms > 0, norms, 1)
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [
+        Neighbour(
+            others[at].video_id,
+            others[at].title,
+            format_semantic_id(others[at].semantic_id),
+            float(scores[at]),
+        )
+        for at in best
+    ]
+
+
+class _Way:
+    """The records of one video, topic by topic."""
+
+    def __init__(self, kafka: KafkaSettings, video_id: str, versions: Collection[int]) -> None:
+        self.steps: list[Step] = []
+        self.searched: list[str] = []
+        self._kafka, self._video_id = kafka, video_id
+        self._keys = {semantic_id_key(video_id, version).encode() for version in versions}
+        self._places: list[CodeAllocated] = []
+        self._codes: set[tuple[int, tuple[int, ...]]] = set()
+
+    def read_by_video(self, catalogue: Catalogue, *, everything: bool) -> None:
+        """Read what is keyed by the video; put what `video.semantic_ids` holds into the catalogue."""
+        key = self._video_id.encode()
+        for message in self._records(UPLOADS, [key]):
+            if message.key() == key:
+                self._add_upload(message)
+        for message in self._records(ASSIGNMENTS, self._keys):
+            if message.key() in self._keys:
+                self._add_assignment("proposed", ASSIGNMENTS, message)
+        for message in self._records(SEMANTIC_IDS, None if everything else self._keys):
+            if message.key() in self._keys:
+                self._add_assignment("assigned", SEMANTIC_IDS, message)
+            try:
+                catalogue.apply(message.key(), message.value())
+            except DecodeError:
+                continue  # the views count it
+        for message in self._records(SERVABLE, [key]):
+            if message.key() == key:
+                said = _decoded(VideoServable, message.value())
+                replica = said.replica if said else "unknown: undecodable"
+                self._add("servable", SERVABLE, message, f"by replica {replica}")
+
+    def read_by_codes(self) -> None:
+        """Read what is keyed by codes, in the partitions of those that the video had, or in all."""
+        keys = {codes_key(version, codes).encode() for version, codes in self._codes} or None
+        for message in self._records(CODES, keys):
+            computed = _decoded(CodesComputed, message.value())
+            if computed is not None and computed.video_id == self._video_id:
+                codes = format_semantic_id(computed.codes)
+                self._codes.add((computed.codebook_version, computed.codes))
+                detail = f"{codes}, codebook {computed.codebook_version}, upload {computed.upload_position}"
+                self._add("coded", CODES, message, detail)
+        for message in self._records(ALLOCATIONS, keys):
+            place = _decoded(CodeAllocated, message.value())
+            if place is None:
+                continue
+            if place.video_id == self._video_id:
+                at = (*place.codes, place.disambiguation_code)
+                detail = f"{format_semantic_id(at)}, codebook {place.codebook_version}"
+                self._add("allocated", ALLOCATIONS, message, detail)
+            if (place.codebook_version, place.codes) in self._codes:
+                self._places.append(place)
+        # Letters have the key of their record: the video's, that of its codes, or that of its assignment.
+        topic = DEAD_LETTERS[UPLOADS.name]
+        own = {self._video_id.encode(), *self._keys}
+        of_codes = {codes_key(version, codes).encode() for version, codes in self._codes}
+        for message in self._records(topic, own | of_codes):
+            letter = _decoded(DeadLetter, message.value())
+            if letter and (
+                message.key() in own or (message.key() in of_codes and self._is_of(letter))
+            ):
+                source = f"{letter.topic} {letter.partition}/{letter.offset}"
+                self._add("refused", topic, message, f"{letter.reason}: {letter.detail} ({source})")
+
+    def sharing(self, assigned: SemanticIdAssigned, catalogue: Catalogue | None) -> list[Sharing]:
+        """Return the other holders of places under the same codes."""
+        found: dict[int, Sharing] = {}
+        for place in self._places:
+            same = (place.codebook_version, place.codes) == (
+                assigned.codebook_version,
+                assigned.codes,
+            )
+            if not same or place.video_id == self._video_id:
+                continue
+            other = None if catalogue is None else catalogue.get(place.video_id)
+            live = None if catalogue is None else other is not None and other.codes == place.codes
+            found[place.disambiguation_code] = Sharing(
+                place.video_id, place.disambiguation_code, other.title if other else None, live
+            )
+        return [found[code] for code in sorted(found)]
+
+    def _is_of(self, letter: DeadLetter) -> bool:
+        value = base64.b64decode(letter.value_base64 or "")
+        computed = _decoded(CodesComputed, value)
+        return computed is not None and computed.video_id == self._video_id
+
+    def _add_upload(self, message: Message) -> None:
+        try:
+            upload = decode_upload(message.value())
+        except DecodeError as error:
+            self._add("uploaded", UPLOADS, message, f"undecodable: {error.reason}")
+            return
+        title = "" if isinstance(upload, VideoRemoved) else f" {upload.title}"
+        again = _position(message)
+        detail = upload.event_id + title + ("" if again is None else f" (sent again, as {again})")
+        self._add(upload.type, UPLOADS, message, detail)
+
+    def _add_assignment(self, what: str, topic: Topic, message: Message) -> None:
+        position = _position(message)
+        if message.value() is None:
+            answered = "" if position is None else f"upload {position}"
+            self._add("removed" if topic is SEMANTIC_IDS else "retired", topic, message, answered)
+            return
+        try:
+            assigned = decode(SemanticIdAssigned, message.value())
+        except DecodeError as error:
+            self._add(what, topic, message, f"undecodable: {error.reason}")
+            return
+        self._codes.add((assigned.codebook_version, assigned.codes))
+        origin = assigned.upload_position
+        origin_text = f"upload {origin}" if origin >= 0 else "of a catalogue, not of video.uploads"
+        codes = format_semantic_id(assigned.semantic_id)
+        self._add(
+            what, topic, message, f"{codes}, codebook {assigned.codebook_version}, {origin_text}"
+        )
+
+    def _add(self, what: str, topic: Topic, message: Message, detail: str) -> None:
+        at = (topic.name, message.partition(), message.offset())
+        self.steps.append(Step(what, message.timestamp()[1], *at, detail))
+
+    def _records(self, topic: Topic, keys: Iterable[bytes] | None) -> Iterator[Message]:
+        """Yield the records of the partitions that some keys lie in, or of all for None."""
+        count = topic.num_partitions(self._kafka)
+        partitions = (
+            set(range(count)) if keys is None else {partition_of(key, count) for key in keys}
+        )
+        if not partitions:
+            return
+        kept = (
+            f"{topic.retention_ms / 86_400_000:g} days" if topic.cleanup == "delete" else "for good"
+        )
+        where = "all partitions" if len(partitions) == count else f"partition {sorted(partitions)}"
+        self.searched.append(f"{topic.name} {where} (kept {kept})")
+        with TopicReader(self._kafka, [topic], partitions=partitions) as reader:
+            for _, message in reader.read_to_end(timeout_s=READ_TIMEOUT_S):
+                yield message
+
+
+def _position(message: Message) -> int | None:
+    try:
+        return upload_position(message.headers())
+    except DecodeError:
+        return None
+
+
+def _decoded(model: type[M], value: bytes | None) -> M | None:
+    try:
+        return decode(model, value)
+    except DecodeError:
+        return None
