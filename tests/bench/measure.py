@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Measure:
     """A line of a benchmark's report.
 
-    A measure taken at several sizes reports the worst of them. One named `x_over_y` is a quotient, so its value is
-    the ratio.
+    A measure taken at several sizes reports the worst of them. One that is itself a quotient of ours and a peer's has a
+    peer's value of 1.
 
     Attributes:
         measure: what was measured, its unit last: `produce_to_consume_p99_ms`.
@@ -37,8 +37,6 @@ class Measure:
         """How many times better than the peer; None when no peer ran, or nothing can be divided by."""
         if self.peer_value is None:
             return None
-        if "_over_" in self.measure:
-            return self.value
         ours, theirs = self.value, self.peer_value
         over, under = (ours, theirs) if self.higher_is_better else (theirs, ours)
         return over / under if under else None

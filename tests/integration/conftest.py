@@ -9,7 +9,7 @@ import pytest
 
 from infra.kafka.broker import LocalBroker, start_broker
 from infra.settings import load_settings
-from models.encoder_export import export_encoders
+from models.encoder_export import build_encoders
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,5 +26,5 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
 def encoders_directory() -> Path:
     """The exported encoders; they are rebuilt only when they are not good."""
     path = REPOSITORY / "var" / "cache" / "encoders"
-    export_encoders(path)
+    build_encoders(path)
     return path

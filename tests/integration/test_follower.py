@@ -11,7 +11,7 @@ from infra.settings import KafkaSettings
 from serve.follower import Follower
 from serve.views import CatalogueView, EventClock
 from streams.admin import create_topics
-from streams.catalogue import POSITION_HEADER, semantic_id_key
+from streams.catalogue import semantic_id_key
 from streams.client import flush, producer
 from streams.events import to_json
 from streams.topics import SEMANTIC_IDS
@@ -20,7 +20,7 @@ from tests.tiny_serving import SPACE, assigned
 pytestmark = pytest.mark.integration
 
 
-def test_removal_that_overtook_the_assignment_it_answers_keeps_the_video_away(
+def test_videos_that_are_read_from_the_beginning_are_those_not_removed(
     broker: LocalBroker,
 ) -> None:
     kafka = KafkaSettings(
@@ -29,10 +29,9 @@ def test_removal_that_overtook_the_assignment_it_answers_keeps_the_video_away(
     create_topics(kafka)
     client = producer(kafka)
     topic, removed, live = SEMANTIC_IDS.in_cluster(kafka), assigned(1), assigned(2)
-    key = semantic_id_key(removed.video_id, 1)
-    client.produce(topic, key=key, value=None, headers={POSITION_HEADER: b"9"})
     for video in (removed, live):
         client.produce(topic, key=semantic_id_key(video.video_id, 1), value=to_json(video))
+    client.produce(topic, key=semantic_id_key(removed.video_id, 1), value=None)
     flush(client)
 
     view = CatalogueView(SPACE, EventClock())

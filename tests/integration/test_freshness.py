@@ -34,11 +34,10 @@ from infra.settings import (
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, client_config, flush, producer, send, wait_until
-from streams.codec import decode
+from streams.codec import decode_dead_letter
 from streams.codes import encode_embedding
 from streams.events import (
     CheckpointPromoted,
-    DeadLetter,
     ImpressionItem,
     ImpressionsShown,
     SemanticIdAssigned,
@@ -252,7 +251,7 @@ def test_poison_impression_becomes_a_dead_letter_and_the_metrics_go_on(
         what="what came after the poison",
     )
     with TopicReader(settings.kafka, [DEAD_LETTERS[IMPRESSIONS.name]]) as reader:
-        (letter,) = [decode(DeadLetter, each.value()) for _, each in reader.read_to_end()]
+        (letter,) = [decode_dead_letter(each.value()) for _, each in reader.read_to_end()]
     assert letter.reason == "invalid_json"
     assert base64.b64decode(letter.value_base64 or "") == b"{poison"
 

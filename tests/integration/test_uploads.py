@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from infra.kafka.broker import LocalBroker
-from infra.settings import Settings, StorageSettings
+from infra.settings import Settings, StorageSettings, with_values
 from models.quantizer import QuantizerConfig
 from streams.client import TopicReader, consumer
 from streams.codes import decode_embedding
-from streams.events import VideoRemoved, VideoUploaded
+from streams.events import VideoRemoved, VideoUploaded, to_json
 from streams.movielens import load_timeline
 from streams.topics import ALLOCATIONS, CODES, UPLOADS, Topic
 from tests.integration.uploads_process import TIMEOUT_S, UploadsProcess, worker_settings
@@ -25,7 +23,7 @@ from workers.uploads import GROUP
 
 pytestmark = pytest.mark.integration
 
-CONFIG = QuantizerConfig(codebook_sizes=(64, 32, 16), embedding_dim=32)
+CONFIG = QuantizerConfig(method="rkmeans", codebook_sizes=(64, 32, 16), embedding_dim=32)
 BUNNY, NASA = "streams/data/clips/bigbuckbunny.mp4", "streams/data/clips/nasa_13013.mp4"
 
 
@@ -173,35 +171,27 @@ def test_pictures_and_sound_change_what_the_same_title_is_coded_as(worker: Uploa
     assert len({(each.title, each.codes) for each in found}) >= 12
 
 
-def test_poison_goes_to_the_dead_letters_and_the_stream_goes_on(
-    worker: UploadsProcess, media_root: Path
+def test_stop_waits_for_no_media_that_do_not_come_and_their_upload_comes_again(
+    broker: LocalBroker, store: Path, fitted: FittedCodebook, media_root: Path, tmp_path: Path
 ) -> None:
-    (media_root / "text.mp4").write_text("not a film")
-    whole = {"event_time_ms": 1, "type": "uploaded", "video_id": "p", "title": "Poison"}
-    poison: dict[str, bytes | None] = {
-        "empty": None,
-        "invalid_json": b'{"title": "\xff',
-        "invalid_event": json.dumps(whole | {"video_id": None}).encode(),
-        "unknown_schema_version": json.dumps(whole | {"schema_version": 2}).encode(),
-        "no_content": json.dumps(whole | {"title": "\u202e"}).encode(),
-        "media_uri": json.dumps(whole | {"media_uri": "http://127.0.0.1/a.mp4"}).encode(),
-        "media_outside_roots": json.dumps(
-            whole | {"media_uri": f"{media_root}/../secret.mp4"}
-        ).encode(),
-        "media_undecodable": json.dumps(whole | {"media_uri": f"{media_root}/text.mp4"}).encode(),
-        "media_unavailable": json.dumps(whole | {"media_uri": f"{media_root}/late.mp4"}).encode(),
-    }
-    for value in poison.values():
-        worker.send_raw(UPLOADS, b"p", value)
-    worker.assign(video("p", "After the poison"))  # the same key, so the same partition
-
-    worker.wait_for(lambda: len(worker.dead_letters) >= len(poison), "the dead letters")
-    found = {letter.reason: letter for letter in worker.dead_letters}
-    assert found.keys() == poison.keys()
-    for reason, value in poison.items():
-        raw = found[reason].value_base64
-        assert (None if raw is None else base64.b64decode(raw)) == value
-        assert found[reason].topic == UPLOADS.name
+    settings = with_values(
+        worker_settings(broker.bootstrap_servers, store, tmp_path, media_root=media_root),
+        uploads__media_retries=100,
+        uploads__media_retry_s=3600.0,
+    )
+    worker = UploadsProcess(settings)
+    try:
+        waiting = video("waiting", "Tomorrow", media_uri=f"{media_root}/tomorrow.mp4")
+        for each in (waiting, video("behind", "Today")):
+            worker.send_raw(UPLOADS, b"same partition", to_json(each))
+        worker.wait_for(lambda: bool(worker.assigned["behind"]), "the upload behind it")
+        assert worker.stop() == 0
+        assert not worker.assigned["waiting"]
+        (media_root / "tomorrow.mp4").write_bytes(Path(BUNNY).read_bytes())
+        worker.start()
+        worker.wait_for(lambda: bool(worker.assigned["waiting"]), "the upload that waited")
+    finally:
+        worker.close()
 
 
 def test_worker_killed_in_mid_batch_misses_and_doubles_nothing(

@@ -21,7 +21,7 @@ from infra.settings import (
 from streams.admin import create_topics
 from streams.catalogue import parse_semantic_id_key
 from streams.client import TopicReader, flush, producer, wait_until
-from streams.codec import decode
+from streams.codec import decode, decode_dead_letter
 from streams.events import DeadLetter, SemanticIdAssigned, VideoRemoved, VideoUploaded, to_json
 from streams.topics import DEAD_LETTERS, SEMANTIC_IDS, UPLOADS, Topic
 
@@ -127,7 +127,7 @@ class UploadsProcess:
     def _read(self) -> None:
         for topic, message in self._reader.poll():
             if topic is self._dead_letter_topic:
-                self.dead_letters.append(decode(DeadLetter, message.value()))
+                self.dead_letters.append(decode_dead_letter(message.value()))
                 continue
             video_id, _ = parse_semantic_id_key(message.key())
             if message.value() is None:
