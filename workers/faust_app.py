@@ -57,11 +57,11 @@ class _App(faust.App):
 
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:
         """Wait until the records in hand are acknowledged, `IN_HAND_S` at most; the others come again."""
-        try:
-            await asyncio.wait_for(super()._consumer_wait_empty(consumer, logger), IN_HAND_S)
-        except TimeoutError:
-            if self.should_stop:  # the consumer would wait once more, for ever
-                self.conf.stream_wait_empty = False
+        waiting = asyncio.ensure_future(super()._consumer_wait_empty(consumer, logger))
+        _, slow = await asyncio.wait({waiting}, timeout=IN_HAND_S)
+        if slow:  # cancelling it does nothing: Faust catches that and waits on
+            consumer._unacked_messages.clear()  # noqa: SLF001 - no public way to give up
+        await waiting
 
     async def crash(self, reason: BaseException) -> None:
         """Stop the app, and the process with status 1, within `CRASH_S`."""
