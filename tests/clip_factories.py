@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -61,12 +63,29 @@ Stream = Video | Sound | Subtitles
 def clip_bytes(container: str, *streams: Stream) -> bytes:
     """Return a container with these streams."""
     sink = io.BytesIO()
-    with av.open(sink, "w", format=container) as output:
+    with _scheduling_kept(), av.open(sink, "w", format=container) as output:
         added = [(wanted, _add(output, wanted)) for wanted in streams]
         packets = [packet for wanted, stream in added for packet in _encoded(wanted, stream)]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             output.mux(packet)
     return sink.getvalue()
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """Give the thread back as it was.
+
+    Run by root, SVT-AV1 leaves the thread that called it at real-time priority, and with it every process that this
+    one starts from then on: two busy ones keep all others from two cores.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def video_and_sound(container: str = "mp4", video: str = "libx264", sound: str = "aac") -> bytes:

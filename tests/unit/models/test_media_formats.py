@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from fractions import Fraction
 
 import av
@@ -52,6 +53,14 @@ def loudest_hz(waveform: np.ndarray) -> float:
 def assert_colours(media: Media, colours: list[tuple[int, int, int]]) -> None:
     assert media.frames is not None
     np.testing.assert_allclose(media.frames[:, 112, 112], colours, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="scheduling is Linux's")
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "libsvtav1"])
+def test_clips_leave_the_priority_of_the_process_alone(codec: str) -> None:
+    before = os.sched_getscheduler(0)
+    decoded("matroska", Video(codec))
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize(
