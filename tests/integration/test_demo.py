@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_every_stage_has_a_delay(
         assert 0 < report[name]["p50"] <= report[name]["p99"], name
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """Start processes that heed Ctrl-C: a shell's background job ignores it, and so do all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "freshet", "demo", *SLICE],
