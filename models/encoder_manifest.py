@@ -22,7 +22,7 @@ Modality = Literal["text", "frames", "audio"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 MANIFEST_FILE = "encoders.json"
 MANIFEST_FORMAT = 2
-FRAME_SIZE_MAX = 1024  # pixels: eight frames of a video are then 25 MB
+FRAME_SIZE_MAX = 1024  # pixels: five frames of a video are then 16 MB
 TOKENS_MAX = 8192
 
 

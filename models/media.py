@@ -31,8 +31,6 @@ from models.subtitles import read_subtitles
 
 __all__ = ["Media", "MediaLimits", "decode_media"]
 
-# Decoding this far is as quick as seeking, which starts at the key frame before the target.
-_SEEK_BEYOND_S = 2.0
 # Less than this share of what the container announces is a file that was cut off. The rest is slack for a last
 # picture or sound without a duration of its own, and for subtitles that outlast both.
 _WHOLE_SHARE = 0.8
@@ -77,12 +75,19 @@ def decode_media(
 def _decode(file: BinaryIO, limits: MediaLimits, frame_size: int) -> Media:
     reader = LimitedReader(file, limits)
     try:
-        duration_s = _duration_s(reader)
-        frames, seen_s = _sample_frames(reader, duration_s, frame_size)
-        waveform = _decode_sound(reader)
+        with opened(reader) as container:
+            kinds = {stream.type for stream in container.streams}
+            duration_s = _declared_s(container, limits)
+            if duration_s is not None:
+                frames, seen_s = _sample_frames(reader, container, duration_s, frame_size)
+        if duration_s is None:
+            duration_s = _counted_s(reader)
+            with opened(reader) as container:
+                frames, seen_s = _sample_frames(reader, container, duration_s, frame_size)
+        waveform = _decode_sound(reader) if "audio" in kinds else None
         # Whatever is short so far may be so for want of bytes or time.
         reader.check()
-        subtitles = read_subtitles(reader)
+        subtitles = read_subtitles(reader) if "subtitle" in kinds else ""
     except (av.FFmpegError, MemoryError) as error:
         reader.check()
         raise _refusal(file, error, limits) from error
@@ -115,12 +120,17 @@ def _refusal(
     return DecodeError(f"media cannot be decoded: {error}", "undecodable")
 
 
-def _duration_s(reader: LimitedReader) -> float:
-    """Return how many seconds there are to decode; recordings cut off live do not say, so count."""
+def _declared_s(container: Any, limits: MediaLimits) -> float | None:
+    """Return how many seconds there are to decode, or None where the container does not say."""
+    if container.duration and container.duration > 0:
+        return float(min(container.duration / av.time_base, limits.seconds_max))
+    return None
+
+
+def _counted_s(reader: LimitedReader) -> float:
+    """Return how many seconds of packets there are to decode: recordings cut off live do not say."""
     seconds_max = reader.limits.seconds_max
     with opened(reader) as container:
-        if container.duration and container.duration > 0:
-            return min(container.duration / av.time_base, seconds_max)
         earliest_s, latest_s = float("inf"), float("-inf")
         for packet in container.demux():
             reader.check()
@@ -134,32 +144,35 @@ def _duration_s(reader: LimitedReader) -> float:
 
 
 def _sample_frames(
-    reader: LimitedReader, duration_s: float, frame_size: int
+    reader: LimitedReader, container: Any, duration_s: float, frame_size: int
 ) -> tuple[npt.NDArray[np.uint8] | None, float]:
     """Return frames from the middles of equal parts, and until when the last one is shown."""
     limits = reader.limits
-    with opened(reader) as container:
-        stream = best_stream(container, "video")
-        if stream is None:
-            return None, 0.0
-        size = stream.codec_context.width, stream.codec_context.height
-        if size[0] * size[1] > limits.pixels_max:
-            raise _too_many_pixels(limits, f"{size[0]} x {size[1]}")
-        # Later frames may be larger than the header says: the decoder itself refuses those.
-        stream.codec_context.options = {"max_pixels": str(limits.pixels_max)}
-        start_s = float((stream.start_time or 0) * stream.time_base)
-        parts = np.arange(limits.frames) + 0.5
-        targets = (start_s + duration_s * parts / limits.frames).tolist()
-        # Each is made small before the next is decoded: eight large ones at once would be much memory.
-        small: list[npt.NDArray[np.uint8]] = []
-        seen_s = 0.0
-        try:
-            for frame in _frames_at(reader, container, stream, targets):
-                small.append(_upright_rgb(frame, frame_size))
-                seen_s = frame.time - start_s + float((frame.duration or 0) * frame.time_base)
-        except av.ArgumentError as error:  # all that the decoder says of a picture's size
-            raise _too_many_pixels(limits, "a size that the decoder refuses") from error
-        return (np.stack(small) if small else None), seen_s
+    stream = best_stream(container, "video")
+    if stream is None:
+        return None, 0.0
+    size = stream.codec_context.width, stream.codec_context.height
+    if size[0] * size[1] > limits.pixels_max:
+        raise _too_many_pixels(limits, f"{size[0]} x {size[1]}")
+    # Later frames may be larger than the header says: the decoder itself refuses those. The loop filter smooths the
+    # edges of blocks, a fifth of the work, of which little is left in a picture made small.
+    stream.codec_context.options = {
+        "max_pixels": str(limits.pixels_max),
+        "skip_loop_filter": "all",
+    }
+    start_s = float((stream.start_time or 0) * stream.time_base)
+    parts = np.arange(limits.frames) + 0.5
+    targets = (start_s + duration_s * parts / limits.frames).tolist()
+    # Each is made small before the next is decoded: five large ones at once would be much memory.
+    small: list[npt.NDArray[np.uint8]] = []
+    seen_s = 0.0
+    try:
+        for frame in _frames_at(reader, container, stream, targets):
+            small.append(_upright_rgb(frame, frame_size))
+            seen_s = frame.time - start_s + float((frame.duration or 0) * frame.time_base)
+    except av.ArgumentError as error:  # all that the decoder says of a picture's size
+        raise _too_many_pixels(limits, "a size that the decoder refuses") from error
+    return (np.stack(small) if small else None), seen_s
 
 
 def _too_many_pixels(limits: MediaLimits, size: str) -> DecodeError:
@@ -174,27 +187,31 @@ def _frames_at(
 ) -> Iterator[Any]:
     """Yield the first frame at or after each time; the last frame stays until the end.
 
-    A seek that goes back (far apart key frames, or no index) is the last one: from there on every frame
-    is decoded once.
+    Frames between are decoded, for the next ones are drawn on them, unless the container's index has a key frame to go
+    on from. Where it has no index, every frame is decoded once.
     """
+    container.seek(0, stream=stream)  # Matroska reads its index no sooner
     decoded = _timed(reader, container.decode(stream))
     frame: Any = next(decoded, None)
-    seek_pays = True
     for target in targets:
         if frame is None:
             return
-        if seek_pays and target - frame.time > _SEEK_BEYOND_S:
-            before = frame.time
+        if _has_key_frame(stream, after=frame, until=target):
             container.seek(int(target / stream.time_base), stream=stream)
             decoded = _timed(reader, container.decode(stream))
             frame = next(decoded, frame)
-            seek_pays = frame.time > before
         while frame.time < target:
             following = next(decoded, None)
             if following is None:
                 break
             frame = following
         yield frame
+
+
+def _has_key_frame(stream: Any, *, after: Any, until: float) -> bool:
+    entries = stream.index_entries
+    at = entries.search_timestamp(int(until / stream.time_base))
+    return at >= 0 and entries[at].timestamp > after.pts
 
 
 def _timed(reader: LimitedReader, frames: Iterator[Any]) -> Iterator[Any]:
@@ -236,7 +253,10 @@ def _decode_sound(reader: LimitedReader) -> npt.NDArray[np.float32] | None:
 
 def _resampled(resampler: av.AudioResampler, frame: Any) -> list[npt.NDArray[np.float32]]:
     try:
-        return [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
+        return [
+            np.frombuffer(resampled.planes[0], np.float32, resampled.samples)
+            for resampled in resampler.resample(frame)
+        ]
     except ValueError as error:
         raise DecodeError(
             f"sound changes its rate or layout midway: {error}", "odd_sound"

@@ -39,7 +39,7 @@ class MediaLimits:
         timeout_s: seconds that reading and decoding may take.
         streams_max: streams in the container, attached fonts and pictures among them.
         subtitle_chars_max: characters of the transcript that subtitles make.
-        frames: frames sampled, at even distances.
+        frames: frames sampled, at even distances; five, as OneRec's tokenizer sees (technical report, 2506.13695).
     """
 
     bytes_max: int = 200_000_000
@@ -48,7 +48,7 @@ class MediaLimits:
     timeout_s: float = 30.0
     streams_max: int = 100
     subtitle_chars_max: int = 20_000
-    frames: int = 8
+    frames: int = 5
 
 
 DEFAULT_LIMITS = MediaLimits()

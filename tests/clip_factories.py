@@ -34,6 +34,7 @@ class Video:
     width: int = 64
     height: int = 64
     times_s: Sequence[float] | None = None
+    key_frame_every: int = 250
     is_default: bool = True
 
 
@@ -107,6 +108,7 @@ def _add(output: Any, wanted: Stream) -> Any:
         stream = output.add_stream(wanted.codec, rate=FPS, options=quiet.get(wanted.codec, {}))
         stream.width, stream.height, stream.pix_fmt = wanted.width, wanted.height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.gop_size = wanted.key_frame_every
     stream.disposition = (
         av.stream.Disposition.default if wanted.is_default else av.stream.Disposition(0)
     )

@@ -28,7 +28,7 @@ from workers.in_order import Batcher
 from workers.refusing import refused
 from workers.settling import retirement
 
-# Decoded media waiting for the encoders; at 8 frames and 60 s of sound one item holds 5 MB.
+# Decoded media waiting for the encoders; at 5 frames and 60 s of sound one item holds 5 MB.
 MEDIA_IN_HAND_MAX = 8
 # A video with frames keeps the encoders as busy as so many titles.
 MEDIA_COST = 16

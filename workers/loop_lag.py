@@ -7,7 +7,7 @@ import time
 
 from prometheus_client import Histogram
 
-INTERVAL_S = 0.005
+INTERVAL_S = 0.02
 
 
 async def observe_lag(lag: Histogram) -> None:

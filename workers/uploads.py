@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import faust
+from threadpoolctl import threadpool_limits
 
 from infra import log, metrics
 from infra.settings import Settings
@@ -112,5 +113,7 @@ def create_app(settings: Settings) -> faust.App:
 def run(settings: Settings) -> None:
     """Run the uploads worker until SIGTERM or SIGINT; does not return."""
     log.configure("uploads", level=settings.log.level, format=settings.log.format)
+    # Its threads would wait for more work by spinning, after each of our small products.
+    threadpool_limits(1, user_api="blas")
     metrics.expose(settings.metrics.host, settings.metrics.uploads_port)
     run_app(create_app(settings))

@@ -1,7 +1,7 @@
 """From upload to semantic ID through Kafka: rate, delay, the event loop's lag and memory, with and without media.
 
 One worker process and its broker share the machine with the load; delays are between the broker's append times. Takes
-about a quarter of an hour: five minutes of it are the open loop of text.
+about twenty minutes: the open loops of text and of media are five each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tests.integration.uploads_process import UploadsProcess, worker_settings
 from workers.bootstrap_codebook import fit_codebook
 
 TEXT_S, TEXT_PER_S = 300, 105.0
-MEDIA_S, MEDIA_PER_S = 90, 5.5
+MEDIA_S, MEDIA_PER_S = 300, 5.1
 WARM_UP, GROWTH_UPLOADS, PLAIN_UPLOADS, LONG_UPLOADS = 3000, 50_000, 500, 400
 TOKENS, LONG_TOKENS = 32, 256
 BATCH, ROUNDS = 32, 20

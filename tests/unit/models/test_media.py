@@ -105,7 +105,7 @@ def test_real_clip_gives_frames_and_all_of_its_sound() -> None:
     media = decode_media(NASA)
     assert media.frames is not None
     assert media.waveform is not None
-    assert media.frames.shape == (8, 224, 224, 3)
+    assert media.frames.shape == (5, 224, 224, 3)
     assert media.frames.dtype == np.uint8
     assert len(media.waveform) == pytest.approx(13.056 * SAMPLE_RATE, rel=0.01)
     assert 0.1 < np.abs(media.waveform).max() <= 1.0
@@ -134,6 +134,7 @@ def test_frames_far_apart_are_those_of_decoding_everything() -> None:
     media = decode_media(NASA, limits=MediaLimits(frames=2))  # 6.5 s apart: it seeks
     with av.open(str(NASA)) as container:
         stream = container.streams.best("video")
+        stream.codec_context.options = {"skip_loop_filter": "all"}
         every = list(container.decode(stream))
     assert media.frames is not None
     for picked, target in zip(media.frames, (13.056 / 4, 13.056 * 3 / 4), strict=True):
@@ -163,13 +164,13 @@ def test_duration_that_the_container_does_not_say_is_measured() -> None:
         assert container.duration is None
     media = decode_media(io.BytesIO(sink.data))
     assert media.frames is not None
-    assert len(media.frames) == 8
+    assert len(media.frames) == 5
 
 
 def test_single_picture_shown_for_long_fills_all_frames() -> None:
     media = decode_media(io.BytesIO(video_bytes(frames=1, fps=Fraction(1, 20))))
     assert media.frames is not None
-    assert len(media.frames) == 8
+    assert len(media.frames) == 5
 
 
 @pytest.mark.parametrize(

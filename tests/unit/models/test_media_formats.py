@@ -67,7 +67,8 @@ def test_clips_leave_the_priority_of_the_process_alone(codec: str) -> None:
     ("container", "codec"), [(name, codec) for name in VIDEO_IN for codec in VIDEO_IN[name]]
 )
 def test_video_of_every_codec_is_seen(container: str, codec: str) -> None:
-    media = decoded(container, Video(codec, colours=(RED,) * FPS + (BLUE,) * FPS))
+    video = Video(codec, colours=(RED,) * FPS + (BLUE,) * FPS)
+    media = decoded(container, video, limits=MediaLimits(frames=8))
     assert_colours(media, [RED] * 4 + [BLUE] * 4)
     assert media.waveform is None
     assert media.subtitles == ""
@@ -92,7 +93,7 @@ def test_subtitles_of_every_codec_are_read(container: str, codec: str) -> None:
     video = Video("libvpx" if container == "webm" else "libx264")
     media = decoded(container, video, Subtitles(codec, cues=("Hello there", "Goodbye")))
     assert media.subtitles == "Hello there\nGoodbye"
-    assert_colours(media, [RED] * 8)
+    assert_colours(media, [RED] * 5)
 
 
 def test_same_video_with_other_pictures_sound_or_words_differs_in_that_alone() -> None:
@@ -116,7 +117,21 @@ def test_same_video_with_other_pictures_sound_or_words_differs_in_that_alone() -
 def test_frames_of_another_size_are_made_for_encoders_that_take_it() -> None:
     media = decode_media(io.BytesIO(video_and_sound()), frame_size=96)
     assert media.frames is not None
-    assert media.frames.shape == (8, 96, 96, 3)
+    assert media.frames.shape == (5, 96, 96, 3)
+
+
+@pytest.mark.parametrize("key_frame_every", [1, 7, 33, 250])
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9")]
+)
+def test_frames_are_the_same_wherever_the_key_frames_lie(
+    container: str, codec: str, key_frame_every: int
+) -> None:
+    colours = [colour for colour in (RED, GREEN, BLUE, GREEN, RED) for _ in range(3 * FPS)]
+    video = Video(codec, colours=colours, key_frame_every=key_frame_every)
+    assert_colours(decoded(container, video), [RED, GREEN, BLUE, GREEN, RED])
+    every_third = decoded(container, video, limits=MediaLimits(frames=50))
+    assert_colours(every_third, [colours[3 * at + 2] for at in range(50)])
 
 
 def test_variable_frame_rate_is_sampled_by_time() -> None:
@@ -137,7 +152,7 @@ def test_default_streams_are_taken_and_the_others_are_not() -> None:
         Sound(hz=300.0, is_default=False),
         Sound(hz=2000.0),
     )
-    assert_colours(media, [RED] * 8)
+    assert_colours(media, [RED] * 5)
     assert media.waveform is not None
     assert loudest_hz(media.waveform) == pytest.approx(2000, abs=5)
 

@@ -26,7 +26,7 @@ def test_local_clip_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(clip_bytes("mp4", Video(), Subtitles(cues=("Hello",))))
     media = load_media((tmp_path / "clip.mp4").as_uri(), settings(tmp_path), frame_size=32)
     assert media.frames is not None
-    assert media.frames.shape == (8, 32, 32, 3)
+    assert media.frames.shape == (5, 32, 32, 3)
     assert media.subtitles == "Hello"
 
 
