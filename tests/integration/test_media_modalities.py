@@ -21,7 +21,7 @@ STREAMS: dict[str, Stream] = {
     "text_BD": Subtitles(cues=("Today we bake bread", "with flour and water")),
 }
 OTHERS: dict[str, Stream] = {
-    "frames_BD": Video(colours=(RED, BLUE) * 10, width=96),
+    "frames_BD": Video(colours=(RED,) * 10 + (BLUE,) * 10, width=96),
     "audio_BD": Sound(hz=3000.0),
     "text_BD": Subtitles(cues=("The rocket engine", "is tested at night")),
 }

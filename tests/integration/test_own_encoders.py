@@ -71,7 +71,7 @@ ENTRIES = [
         "dimension": 1024,
         "inputs": {"patches": "log_mel"},
         "output": "vectors",
-        "preprocessing": {},
+        "preprocessing": {"patch_hop_windows": 96},
     },
 ]
 TEXTS = ["Toy Story (1995)", "How to bake sourdough bread at home", "Ünïcödé 🎬 映画", " "]
