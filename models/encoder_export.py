@@ -108,15 +108,18 @@ def _built_in(
     source = {name: _version(name) for name in _PACKAGES[modality]}
     there = good and good.spec(modality)
     # Brought encoders are in folders of their own, whatever they say they come from.
-    if there and there.source == source and "/" not in there.file:
-        same_length = (
-            not isinstance(there, TextSpec) or there.preprocessing.tokens_max == tokens_max
-        )
-        if same_length:
-            return there
+    if there and there.source == source and "/" not in there.file and _fits(there, tokens_max):
+        return there
     if modality == "text":
         return _export_text(directory, source, tokens_max)
     return (_export_frames if modality == "frames" else _export_audio)(directory, source)
+
+
+def _fits(there: EncoderSpec, tokens_max: int) -> bool:
+    """Return whether a built-in encoder is given what it would be given today."""
+    if isinstance(there, TextSpec):
+        return there.preprocessing.tokens_max == tokens_max
+    return not isinstance(there, AudioSpec) or there.preprocessing == _PATCHES
 
 
 def _version(package: str) -> str:
