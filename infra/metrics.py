@@ -64,6 +64,13 @@ CODEBOOK_COLLISIONS = Gauge(
     "Share of the newest videos with whom another of them shares all codes.",
 )
 SHARDS = Counter("freshet_shards_sealed_total", "Training shards sealed, by outcome.", ["outcome"])
+LATE_WATCHES = Counter(
+    "freshet_late_watches_total", "Watches in shards that were behind their partition's watermark."
+)
+UNLABELLED_WATCHES = Counter(
+    "freshet_unlabelled_watches_total",
+    "Watches in shards whose video had no semantic ID when the shard was sealed.",
+)
 UNKNOWN_VIDEOS = Counter(
     "freshet_training_unknown_videos_total",
     "Watches whose video had no semantic ID at training time.",

@@ -100,6 +100,14 @@ class WatchSettings(_Group):
     future_slack_s: float = Field(
         86_400.0, ge=0, description="seconds an event time may lie in the future"
     )
+    lateness_s: float = Field(
+        3_600.0,
+        ge=0,
+        description="seconds behind its partition's newest event after which a watch is marked as late",
+    )
+    counts_window_s: int = Field(
+        3_600, ge=1, description="seconds of event time that a record of video.counts sums up"
+    )
 
 
 class TrainingSettings(_Group):

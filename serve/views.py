@@ -23,7 +23,7 @@ from models.semantic_id import SemanticIdSpace
 from models.trie import LiveTrie
 from serve.follower import Record, refuse
 from streams.catalogue import Catalogue, CatalogueChange
-from streams.events import SemanticIdAssigned
+from streams.events import SemanticIdAssigned, UserErased
 from streams.history import Entry, History, decode_history
 from streams.topics import HISTORIES
 from streams.watches import Watch, decode_watch
@@ -202,13 +202,17 @@ class HistoryView:
     def _take_watch(self, record: Record) -> None:
         watch = decode_watch(record.value)
         self._check(watch, record)
+        if isinstance(watch, UserErased):
+            with self._lock:
+                self._by_user.pop(watch.user_id, None)
+            return
         with self._lock:
             history = self._by_user.setdefault(watch.user_id, History())
             if history.add(watch, length=self._length):
                 self._popularity.add([watch.video_id])
         self._clock.advance(watch.event_time_ms)
 
-    def _check(self, watch: Watch, record: Record) -> None:
+    def _check(self, watch: Watch | UserErased, record: Record) -> None:
         """Refuse what the sealer refuses, or a history would hold here what it never holds there."""
         if watch.event_time_ms > record.append_time_ms + self._future_slack_ms:
             raise DecodeError("the event time lies in the future", "event_time_in_future")

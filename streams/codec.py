@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import pydantic
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter
 
 from infra.clock import now_ms
 from infra.errors import DecodeError
-from streams.events import SCHEMA_VERSION, DeadLetter, VideoRemoved, VideoUploaded
+from streams.events import (
+    SCHEMA_VERSION,
+    DeadLetter,
+    UserErased,
+    VideoRemoved,
+    VideoUploaded,
+    WatchEvent,
+)
 
 M = TypeVar("M", bound=BaseModel)
 Upload = VideoUploaded | VideoRemoved
 
 # Told apart by `type` alone: by shape, an upload without a title would pass for a removal.
 _UPLOAD: TypeAdapter[Upload] = TypeAdapter(Annotated[Upload, Field(discriminator="type")])
+
+
+def _watch_or_erasure(document: Any) -> str:
+    return "erased" if isinstance(document, dict) and document.get("type") == "erased" else "watch"
+
+
+_WATCH: TypeAdapter[WatchEvent | UserErased] = TypeAdapter(
+    Annotated[
+        Annotated[WatchEvent, Tag("watch")] | Annotated[UserErased, Tag("erased")],
+        Discriminator(_watch_or_erasure),
+    ]
+)
 MAX_RECORD_BYTES = 8_000_000
 
 
@@ -47,6 +66,15 @@ def decode_upload(value: bytes | None) -> Upload:
     raw = _checked(value)
     try:
         return _UPLOAD.validate_json(raw)
+    except pydantic.ValidationError as error:
+        raise _refusal(raw, error) from None
+
+
+def decode_watch_event(value: bytes | None) -> WatchEvent | UserErased:
+    """Return the watch or the erasure in `value`; raises like `decode`."""
+    raw = _checked(value)
+    try:
+        return _WATCH.validate_json(raw)
     except pydantic.ValidationError as error:
         raise _refusal(raw, error) from None
 

@@ -154,6 +154,7 @@ class VideoServable(_Model):
 class WatchEvent(Event):
     """Somebody watched something."""
 
+    type: Literal["watch"] = "watch"
     user_id: Identifier
     video_id: Identifier
     surface: Surface
@@ -163,7 +164,21 @@ class WatchEvent(Event):
     request_id: str | None = Field(None, max_length=64)
     context_video_id: Identifier | None = None
     query: str | None = Field(None, max_length=1024)
+    arm: str | None = Field(
+        None,
+        max_length=64,
+        description="of the answer that showed it: the experiment's name for it",
+    )
     user: UserFeatures | None = None
+
+
+class UserErased(Event):
+    """A user's watches must no longer be learned from: in `watch.events`, with the user's key, among their watches."""
+
+    type: Literal["erased"] = Field(
+        "erased", description="required on the wire: what has no type is a watch"
+    )
+    user_id: Identifier
 
 
 class HistoryEntry(_Model):
@@ -210,9 +225,14 @@ class ShardSealed(_Model):
     watches: int
     duplicates: int
     dead_letters: int
+    erased: int = Field(
+        0, description="records that an erasure took out of the shard, the erasures included"
+    )
     empty_offsets: int = Field(
         0, description="offsets in the ranges without a record, such as transaction markers"
     )
+    late: int = Field(0, description="of the watches, those behind their partition's watermark")
+    unknown_videos: int = Field(0, description="of the watches, those of a video without a SID")
     first_event_time_ms: int
     last_event_time_ms: int
     first_append_time_ms: int
@@ -274,7 +294,10 @@ class SwapReported(_Model):
 
 
 class VideoCounts(_Model):
-    """How often a video was watched within a window, by surface and arm."""
+    """How often a video was watched within a window, by surface and arm: what one shard adds to the count.
+
+    The counts of a window are the sums over its records: each shard's come with its announcement, in one transaction.
+    """
 
     video_id: str
     surface: Surface

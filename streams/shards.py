@@ -48,6 +48,7 @@ class NewWatch(PastWatch, frozen=True, gc=False):
     liked: bool
     query: str | None
     append_time_ms: int
+    late: bool = False
 
 
 class ShardRow(Struct, frozen=True):
@@ -83,6 +84,7 @@ _NEW_FIELDS = [
     pa.field("liked", pa.bool_(), nullable=False),
     pa.field("query", pa.string()),
     pa.field("append_time_ms", pa.int64(), nullable=False),
+    pa.field("late", pa.bool_(), nullable=False),
 ]
 SHARD_SCHEMA = pa.schema(
     [
@@ -181,7 +183,7 @@ def verify_shards(announced: Iterable[ShardSealed]) -> list[str]:
     """Return what contradicts "every offset exactly once", in words; nothing is the proof.
 
     Per partition the ranges must follow each other without gap or overlap from the first one on, and in every shard
-    each offset must be a watch, a duplicate, a dead letter, or an offset without a record.
+    each offset must be a watch, a duplicate, a dead letter, erased, or an offset without a record.
     """
     problems = []
     next_offsets: dict[int, int] = {}
@@ -205,7 +207,9 @@ def verify_shards(announced: Iterable[ShardSealed]) -> list[str]:
 
 def _uncounted(shard: ShardSealed) -> list[str]:
     covered = sum(found.last_offset - found.first_offset + 1 for found in shard.ranges)
-    counted = shard.watches + shard.duplicates + shard.dead_letters + shard.empty_offsets
+    counted = (
+        shard.watches + shard.duplicates + shard.dead_letters + shard.erased + shard.empty_offsets
+    )
     if covered == counted:
         return []
     return [f"{shard.shard_id} covers {covered} offsets and accounts for {counted}"]

@@ -113,8 +113,8 @@ SERVABLE = Topic(
 WATCHES = Topic(
     name="watch.events",
     key="user_id",
-    models=(events.WatchEvent,),
-    description="Watches, as players report them.",
+    models=(events.WatchEvent, events.UserErased),
+    description="Watches, as players report them, and the erasures of users.",
 )
 HISTORIES = Topic(
     name="user.histories",

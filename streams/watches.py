@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from streams.codec import decode
-from streams.events import Surface, WatchEvent
+from streams.codec import decode_watch_event
+from streams.events import Surface, UserErased, WatchEvent
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EventTimeMs = Annotated[int, Meta(ge=0, le=4_102_444_800_000)]
@@ -42,6 +42,7 @@ class Watch(Struct, frozen=True, gc=False, kw_only=True):
     schema_version: Literal[1] = 1
     event_id: Identifier
     event_time_ms: EventTimeMs
+    type: Literal["watch"] = "watch"
     user_id: Identifier
     video_id: Identifier
     surface: Surface
@@ -51,26 +52,32 @@ class Watch(Struct, frozen=True, gc=False, kw_only=True):
     request_id: Annotated[str, Meta(max_length=64)] | None = None
     context_video_id: Identifier | None = None
     query: Annotated[str, Meta(max_length=1024)] | None = None
+    arm: Annotated[str, Meta(max_length=64)] | None = None
     user: UserFeatures | None = None
 
 
 _decode_simple = msgspec.json.Decoder(Watch).decode
 
 
-def decode_watch(value: bytes | None) -> Watch:
-    """Return the watch in `value`.
+def decode_watch(value: bytes | None) -> Watch | UserErased:
+    """Return the watch, or the erasure of its user, in `value`.
 
     A record without an event_id gets a new one from the contract, so it is never taken for a duplicate.
 
     Raises:
-        DecodeError: exactly when `codec.decode` raises it for a `WatchEvent`, with the same reason.
+        DecodeError: exactly when `codec.decode_watch_event` raises it, with the same reason.
     """
     if value and (value.isascii() or _is_utf8(value)) and _is_simple(value):
         try:
             return _decode_simple(value)
         except msgspec.DecodeError:
             pass  # the contract knows the reason, or accepts
-    return msgspec.convert(decode(WatchEvent, value), Watch, from_attributes=True)
+    event = decode_watch_event(value)
+    return event if isinstance(event, UserErased) else _mirrored(event)
+
+
+def _mirrored(event: WatchEvent) -> Watch:
+    return msgspec.convert(event, Watch, from_attributes=True)
 
 
 def _is_simple(value: bytes) -> bool:

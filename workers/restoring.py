@@ -37,14 +37,18 @@ def restore(
     if not partitions:
         return {}
     deadline = Deadline(TIMEOUT_S)
-    next_offsets = _committed_offsets(settings, group_member, partitions, deadline)
+    committed = _committed(settings, group_member, partitions, deadline)
     histories = _histories(settings, partitions, deadline)
-    return {number: Restored(next_offsets[number], histories[number]) for number in partitions}
+    return {
+        number: Restored(next_offset, histories[number], newest_event_time_ms)
+        for number, (next_offset, newest_event_time_ms) in committed.items()
+    }
 
 
-def _committed_offsets(
+def _committed(
     settings: KafkaSettings, group_member: Consumer, partitions: Collection[int], deadline: Deadline
-) -> dict[int, int]:
+) -> dict[int, tuple[int, int]]:
+    """Return, by partition, the next offset and the newest event time that was committed with it."""
     name = WATCHES.in_cluster(settings)
     wanted = [TopicPartition(name, number) for number in partitions]
     while True:
@@ -58,7 +62,9 @@ def _committed_offsets(
         if deadline.expired() or failed.fatal():
             raise TransientError(f"the committed offsets of {name} cannot be read: {failed}")
     return {
-        at.partition: at.offset if at.offset >= 0 else _low_watermark(group_member, at)
+        at.partition: (at.offset, int(at.metadata or 0))
+        if at.offset >= 0
+        else (_low_watermark(group_member, at), 0)
         for at in found
     }
 

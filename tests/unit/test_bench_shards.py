@@ -14,7 +14,7 @@ from infra.errors import FreshetError
 from infra.settings import Settings
 from streams.codec import decode
 from streams.events import OffsetRange, ShardSealed, WatchEvent
-from streams.watches import decode_watch
+from streams.watches import Watch, decode_watch
 from tests.bench import shards
 from tests.bench.parts.faust_sealer import FaustSealer
 from tests.bench.parts.history_load import copies, zipf_lengths
@@ -102,7 +102,13 @@ def test_every_generated_event_is_one_that_the_contract_accepts() -> None:
 def test_generated_events_are_of_the_users_asked_for_and_share_no_event_id() -> None:
     load = source()
     users = np.array([5, 7, 5, 999])
-    events = [decode_watch(value) for _ in range(50) for value in load.render(users)]
+    events = [
+        found
+        for _ in range(50)
+        for value in load.render(users)
+        if isinstance(found := decode_watch(value), Watch)
+    ]
+    assert len(events) == 50 * len(users)
     assert [event.user_id.encode() for event in events[:4]] == [user_id(n) for n in users.tolist()]
     assert len({event.event_id for event in events}) == 200
     assert len({event.video_id for event in events}) > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +45,7 @@ new_fields: dict[str, Any] = past_fields | {
     "liked": st.booleans(),
     "query": st.none() | texts,
     "append_time_ms": st.integers(0, 2**50),
+    "late": st.booleans(),
 }
 rows = st.builds(
     ShardRow,
@@ -77,6 +79,16 @@ def test_shard_of_no_watches_has_the_whole_schema() -> None:
     data = write_shard([])
     assert read_shard(data) == []
     assert pq.read_schema(pa.BufferReader(data)).equals(shards.SHARD_SCHEMA)
+
+
+def test_shard_of_the_release_before_is_read() -> None:
+    # Written before watches said whether they were late.
+    [row] = read_shard((Path(__file__).parent / "data" / "shard-without-late.parquet").read_bytes())
+    assert (row.user_id, row.region, row.codebook_version) == ("u1", "de", 7)
+    assert [each.video_id for each in row.history] == ["before"]
+    [watch] = row.watches
+    assert (watch.video_id, watch.semantic_id, watch.offset) == ("v1", (1, 2, 3, 0), 41)
+    assert watch.late is False
 
 
 def test_shard_with_a_column_from_the_future_is_read() -> None:
@@ -136,7 +148,7 @@ def sealed(
 def test_verify_finds_nothing_wrong_with_contiguous_ranges() -> None:
     announced = [
         sealed(1, (0, 0, 4), (1, 7, 9), duplicates=1, dead_letters=2, empty_offsets=3),
-        sealed(2, (1, 10, 10)),
+        sealed(2, (1, 10, 10), erased=1),
         sealed(3, (0, 5, 5), (1, 11, 20)),
     ]
     assert verify_shards(announced) == []

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import DecodeError
-from streams.codec import decode
-from streams.events import SURFACES, WatchEvent
+from streams.codec import decode_watch_event
+from streams.events import SURFACES, UserErased, WatchEvent
 from streams.watches import Watch, decode_watch
 
 WATCH: dict[str, Any] = {
@@ -32,11 +32,13 @@ def _verdict(decoder: Any, value: bytes | None) -> Any:
         event = decoder(value)
     except DecodeError as error:
         return error.reason, str(error)
+    if isinstance(event, UserErased):
+        return event.model_dump(mode="json")
     return event if isinstance(event, dict) else msgspec.to_builtins(event)
 
 
 def _by_contract(value: bytes | None) -> dict[str, Any]:
-    return decode(WatchEvent, value).model_dump(mode="json")
+    return decode_watch_event(value).model_dump(mode="json")
 
 
 odd_numbers = st.one_of(
@@ -62,6 +64,7 @@ users = st.one_of(
 fields = {name: odd_values for name in Watch.__struct_fields__} | {
     "user": users,
     "surface": st.one_of(st.sampled_from(SURFACES), odd_texts),
+    "type": st.one_of(st.sampled_from(["watch", "erased"]), odd_values),
     "unknown": odd_values,
 }
 changes = st.dictionaries(st.sampled_from(sorted(fields)), st.none(), max_size=3).flatmap(
@@ -118,7 +121,17 @@ def test_decoder_refuses_with_the_reason_of_the_contract(value: bytes | None, re
 
 def test_decoder_accepts_what_only_the_contract_can_coerce() -> None:
     watch = decode_watch(json.dumps(WATCH | {"watched_s": "12.5", "liked": "yes"}).encode())
+    assert isinstance(watch, Watch)
     assert (watch.watched_s, watch.liked) == (12.5, True)
+
+
+def test_erasure_is_told_from_a_watch_by_its_type_alone() -> None:
+    erasure = {"type": "erased", "event_id": "x", "event_time_ms": 5, "user_id": "u1"}
+    assert decode_watch(json.dumps(erasure).encode()) == UserErased.model_validate(erasure)
+    assert isinstance(decode_watch(json.dumps(WATCH | {"type": "erased"}).encode()), UserErased)
+    with pytest.raises(DecodeError) as refused:
+        decode_watch(json.dumps(erasure | {"type": "watch"}).encode())
+    assert refused.value.reason == "invalid_event"
 
 
 def test_mirror_has_the_fields_and_bounds_of_the_contract() -> None:

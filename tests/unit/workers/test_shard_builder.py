@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from infra.settings import WatchSettings
 from streams.codec import decode
 from streams.events import OffsetRange, UserHistory
+from streams.history import event_hash
 from workers.shard_builder import Restored, ShardBuilder
 from workers.video_labels import VideoLabel
 
@@ -18,8 +20,7 @@ NOW_MS = 1_700_000_000_000
 def builder(*, next_offset: int = 0, history_length: int = 100) -> ShardBuilder:
     return ShardBuilder(
         {0: Restored(next_offset, {}), 1: Restored(0, {})},
-        history_length=history_length,
-        future_slack_s=60,
+        settings=WatchSettings(history_length=history_length, future_slack_s=60, lateness_s=10),
     )
 
 
@@ -141,3 +142,70 @@ def test_append_times_span_all_records() -> None:
         found.add(0, offset, b"u", record(str(offset), event_time_ms=0), append_time_ms)
     assert found.append_times_ms == (40, 60)
     assert sorted(found.watch_append_times_ms()) == [40, 50, 60]
+
+
+def erasure(event_id: str, user_id: str = "u") -> bytes:
+    event = {"type": "erased", "event_id": event_id, "event_time_ms": NOW_MS, "user_id": user_id}
+    return json.dumps(event).encode()
+
+
+def test_erased_user_leaves_the_shard_at_hand_and_the_histories() -> None:
+    found = builder()
+    add(found, 0, record("a"))
+    found.begin_next()
+    for offset, value in enumerate([record("b"), record("b"), erasure("x")], start=1):
+        add(found, offset, value)
+    add(found, 4, record("c", user_id="other"), key=b"other")
+    assert (found.watches, found.duplicates, found.erased, found.records) == (1, 1, 2, 4)
+    assert [row.user_id for row in found.rows({}, 0)] == ["other"]
+    histories = {user_id: value for _, user_id, value in found.updated_histories()}
+    assert histories["u"] is None
+    assert histories["other"] is not None
+    assert [watch.event_id for watch in found.new_watches()] == ["c"]
+
+
+def test_user_who_watches_on_after_the_erasure_begins_anew() -> None:
+    found = builder()
+    add(found, 0, record("a"))
+    found.begin_next()
+    add(found, 1, erasure("x"))
+    add(found, 2, record("b"))
+    [row] = found.rows({}, 0)
+    assert (row.history, [each.event_id for each in row.watches]) == ([], ["b"])
+    [(_, _, value)] = found.updated_histories()
+    assert [entry.event_hash for entry in decode(UserHistory, value).entries] == [event_hash("b")]
+    found.begin_next()
+    add(found, 3, record("c"))
+    [row] = found.rows({}, 0)
+    assert len(row.history) == 1
+
+
+def test_erasure_of_somebody_unknown_is_counted_and_leaves_a_tombstone() -> None:
+    found = builder()
+    add(found, 0, erasure("x"))
+    assert (found.erased, found.records) == (1, 1)
+    assert list(found.updated_histories()) == [(0, "u", None)]
+    found.begin_next()
+    assert list(found.updated_histories()) == []
+
+
+def test_watch_behind_the_watermark_is_kept_and_marked() -> None:
+    found = builder()  # 10 s late
+    for offset, event_time_ms in enumerate(
+        [NOW_MS - 10_001, NOW_MS, NOW_MS - 10_000, NOW_MS - 10_001]
+    ):
+        add(found, offset, record(f"e{offset}", event_time_ms=event_time_ms))
+    [row] = found.rows({}, 0)
+    assert {each.event_id: each.late for each in row.watches} == {
+        "e0": False, "e1": False, "e2": False, "e3": True,
+    }  # fmt: skip
+    assert (found.watches, found.late) == (4, 1)
+    assert found.newest_event_times_ms() == {0: NOW_MS, 1: 0}
+
+
+def test_watermark_goes_on_where_the_last_sealer_was() -> None:
+    found = ShardBuilder(
+        {0: Restored(0, {}, newest_event_time_ms=NOW_MS)}, settings=WatchSettings(lateness_s=10)
+    )
+    add(found, 0, record("a", event_time_ms=NOW_MS - 10_001))
+    assert found.late == 1

@@ -1,0 +1,53 @@
+"""Watches summed up, against the contract and against counting one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams.codec import decode
+from streams.counts import video_counts
+from streams.events import SURFACES, VideoCounts
+from streams.watches import Watch
+
+watches = st.builds(
+    Watch,
+    event_id=st.text(min_size=1, max_size=3),
+    event_time_ms=st.integers(0, 200_000),
+    user_id=st.just("u"),
+    video_id=st.sampled_from(["a", "b"]),
+    surface=st.sampled_from(SURFACES[:2]),
+    watched_s=st.floats(0, 120, width=32),
+    duration_s=st.just(100.0),
+    liked=st.booleans(),
+    arm=st.sampled_from([None, "x"]),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(watches))
+def test_counts_are_those_of_counting_one_by_one(given_watches: list[Watch]) -> None:
+    views: Counter[tuple[str, str, str, int]] = Counter()
+    completed, likes = Counter[str](), Counter[str]()
+    for each in given_watches:
+        views[each.video_id, each.surface, each.arm or "", each.event_time_ms // 60_000] += 1
+        completed[each.video_id] += round(100 * each.watched_s / each.duration_s) >= 90
+        likes[each.video_id] += each.liked
+    found = [
+        (key, decode(VideoCounts, value)) for key, value in video_counts(given_watches, window_s=60)
+    ]
+    assert {
+        (c.video_id, c.surface, c.arm, c.window_start_ms // 60_000): c.views for _, c in found
+    } == views
+    assert len(found) == len(views)
+    for video_id in ("a", "b"):
+        of_video = [counts for key, counts in found if key == video_id]
+        assert all(counts.video_id == video_id and counts.window_s == 60 for counts in of_video)
+        assert sum(counts.completed_views for counts in of_video) == completed[video_id]
+        assert sum(counts.likes for counts in of_video) == likes[video_id]
+        watched_s = sum(each.watched_s for each in given_watches if each.video_id == video_id)
+        assert abs(sum(counts.watched_s for counts in of_video) - watched_s) <= 0.051 * len(
+            of_video
+        )
