@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException
 from infra.errors import ConfigError, FreshetError
 from infra.settings import Settings, load_settings
 from workers.operations import dead_letters, sids
+from workers.shard_operations import shards, users
 
 app = typer.Typer(
     name="freshet",
@@ -34,6 +35,8 @@ encoders = typer.Typer(help="Bring your own encoders.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
 app.add_typer(sids, name="sids")
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(shards, name="shards")
+app.add_typer(users, name="users")
 
 Share = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Share of all watches that is the earlier part.")

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from confluent_kafka import TopicPartition
 
+from infra.clock import now_ms
 from infra.errors import ConfigError
 from infra.settings import KafkaSettings
-from streams.client import consumer
+from streams.client import TopicReader, consumer
 from streams.topics import Topic
 
 Offsets = dict[tuple[str, int], int]
@@ -52,3 +53,28 @@ def offsets_at(settings: KafkaSettings, topics: Iterable[Topic], append_time_ms:
     finally:
         client.close()
     return found
+
+
+def range_of(
+    settings: KafkaSettings,
+    topic: Topic,
+    *,
+    from_offset: int | None = None,
+    to_offset: int | None = None,
+    since_s: float | None = None,
+) -> tuple[Offsets, Offsets]:
+    """Return the first offset of each partition and the one after its last, within what the topic still holds.
+
+    `since_s` are the records appended in the last so many seconds; offsets are of every partition.
+    Blocks: as `offsets_at`.
+    """
+    with TopicReader(settings, [topic]) as reader:
+        first, ends = dict(reader.next_offsets), reader.end_offsets()
+    start = first
+    if since_s is not None:
+        start = offsets_at(settings, [topic], now_ms() - round(since_s * 1000))
+    elif from_offset is not None:
+        start = {at: min(max(from_offset, low), ends[at]) for at, low in first.items()}
+    if to_offset is not None:
+        ends = {at: max(start[at], min(to_offset, end)) for at, end in ends.items()}
+    return start, ends

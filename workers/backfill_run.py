@@ -7,13 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.clock import now_ms
 from infra.errors import ConfigError
-from infra.settings import KafkaSettings, Settings
+from infra.settings import Settings
 from infra.storage import sha256_of
-from streams.client import TopicReader
 from streams.events import VideoUploaded
-from streams.ranges import Offsets, offsets_at
+from streams.ranges import Offsets, range_of
 from streams.tables import open_table
 from streams.topics import UPLOADS
 from workers.backfill import Backfill, Backfilled, BackfillState, Progress
@@ -86,26 +84,19 @@ def _run(run: Backfill, settings: Settings, options: BackfillOptions, version: i
                     f"{path} is not the file of the interrupted backfill any more: begin it anew, without --resume"
                 )
     elif path is None:
-        start, ends = _range_of(settings.kafka, options)
+        start, ends = range_of(
+            settings.kafka,
+            UPLOADS,
+            from_offset=options.from_offset,
+            to_offset=options.to_offset,
+            since_s=options.since_s,
+        )
     if path is None:
         reached = run.range(start, ends)
         at = " ".join(f"{partition}:{offset}" for partition, offset in reached.items())
         return f"next offsets of {UPLOADS.name} {at}"
     table = open_table(path, VideoUploaded, mapping)
     return f"{run.catalogue(table, mapping=mapping, skip_rows=rows)} rows of {path} are done"
-
-
-def _range_of(settings: KafkaSettings, options: BackfillOptions) -> tuple[Offsets, Offsets]:
-    with TopicReader(settings, [UPLOADS]) as reader:
-        first, ends = dict(reader.next_offsets), reader.end_offsets()
-    start = first
-    if options.since_s is not None:
-        start = offsets_at(settings, [UPLOADS], now_ms() - round(options.since_s * 1000))
-    elif options.from_offset is not None:
-        start = {at: min(max(options.from_offset, low), ends[at]) for at, low in first.items()}
-    if options.to_offset is not None:
-        ends = {at: max(start[at], min(options.to_offset, end)) for at, end in ends.items()}
-    return start, ends
 
 
 def _from_json(offsets: dict[str, int]) -> Offsets:
