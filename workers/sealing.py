@@ -16,24 +16,39 @@ Who may commit. Three things keep a sealer that lost its partitions (a zombie) f
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
+from infra import metrics
 from infra.clock import Deadline, now_ms
 from infra.errors import TransientError
+from infra.log import get_logger
 from infra.settings import KafkaSettings
 from infra.storage import ObjectStore
+from streams.counts import video_counts
 from streams.events import ShardSealed, to_json
 from streams.shards import ShardRow, write_shard
-from streams.topics import DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
+from streams.topics import COUNTS, DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
 from workers.shard_builder import ShardBuilder
 from workers.video_labels import VideoLabels
 
-SETTLE_TIMEOUT_S = 120.0
-"""Twice the 60 s in which the broker itself settles a transaction."""
+CALL_TIMEOUT_S = 10.0
+HANGING_S = 30.0
+"""Three times as long as a call may take."""
+STORE_BUDGET_S = 60.0
+"""How long a store may fail, a full disk for example; the member is still in its group by then."""
+STORE_PAUSE_S = 1.0
+SETTLE_TIMEOUT_S = 90.0
+"""Longer than the 60 s in which the broker itself settles a transaction."""
+
+
+log = get_logger()
 
 
 class SealStep(IntEnum):
@@ -59,7 +74,7 @@ StepHook = Callable[[SealStep], None]
 class _Outgoing(NamedTuple):
     topic: Topic
     key: bytes | None
-    value: bytes
+    value: bytes | None
     partition: int = -1
     """-1: by the key."""
 
@@ -74,12 +89,14 @@ class ShardCommitter:
         store: ObjectStore,
         *,
         writer: str,
+        counts_window_s: int,
         on_step: StepHook,
     ) -> None:
         self._settings = settings
         self._producer = producer
         self._store = store
         self._writer = writer
+        self._counts_window_s = counts_window_s
         self._on_step = on_step
         self._attempts = 0
 
@@ -93,7 +110,7 @@ class ShardCommitter:
 
         Raises:
             KafkaException: the transaction must be aborted, or (fatal) this producer was fenced.
-            OSError: the store does not take the file.
+            TransientError: the store has not taken the file for `STORE_BUDGET_S`; nothing was begun.
         """
         rows = builder.rows(labels.by_video, labels.codebook_version)
         ranges = builder.ranges()
@@ -107,32 +124,47 @@ class ShardCommitter:
             f"{first.partition:05d}-{first.first_offset:019d}-{self._writer}-{self._attempts}"
         )
         path = f"{shards_folder(self._settings)}/{shard_id}.parquet"
-        sha256 = self._store.put_bytes(path, data)
+        sha256 = self._store_file(path, data)
         self._on_step(SealStep.FILE_WRITTEN)
 
         # Step 2. Begin the transaction.
         self._producer.begin_transaction()
         self._on_step(SealStep.TRANSACTION_BEGUN)
 
-        # Step 3. Produce the histories, the dead letters and the announcement.
-        sealed = _announcement(builder, rows, shard_id=shard_id, path=path, sha256=sha256)
-        for outgoing in _results(builder, sealed):
+        # Step 3. Produce the histories, the counts, the dead letters and the announcement.
+        sealed = announcement(builder, rows, shard_id=shard_id, path=path, sha256=sha256)
+        for outgoing in _results(builder, sealed, counts_window_s=self._counts_window_s):
             self._produce(outgoing)
         self._on_step(SealStep.RESULTS_PRODUCED)
 
-        # Step 4. Send the offsets, as the member that was assigned them.
-        name = WATCHES.in_cluster(self._settings)
+        # Step 4. Send the offsets, each with the newest event time, as the member that was assigned them.
+        name, newest_ms = WATCHES.in_cluster(self._settings), builder.newest_event_times_ms()
         offsets = [
-            TopicPartition(name, number, offset)
+            TopicPartition(name, number, offset, metadata=str(newest_ms[number]))
             for number, offset in builder.next_offsets().items()
         ]
-        settle(lambda: self._producer.send_offsets_to_transaction(offsets, group_metadata))
+        send = self._producer.send_offsets_to_transaction
+        settle(lambda timeout_s: send(offsets, group_metadata, timeout_s))
         self._on_step(SealStep.OFFSETS_SENT)
 
         # Step 5. Commit: all of it becomes visible, or none.
         settle(self._producer.commit_transaction)
         self._on_step(SealStep.COMMITTED)
         return sealed
+
+    def _store_file(self, path: str, data: bytes) -> str:
+        deadline = Deadline(STORE_BUDGET_S)
+        while True:
+            try:
+                return self._store.put_bytes(path, data)
+            except OSError as error:
+                metrics.SHARDS.labels(outcome="not_stored").inc()
+                if deadline.expired():
+                    raise TransientError(
+                        f"{path} could not be stored for {STORE_BUDGET_S} s: {error}; is the disk full?"
+                    ) from error
+                log.warning("shard_not_stored", path=path, error=str(error))
+            time.sleep(STORE_PAUSE_S)
 
     def abort(self) -> None:
         """End the transaction without a trace; the file stays for the collection of orphans.
@@ -162,9 +194,10 @@ def shards_folder(settings: KafkaSettings) -> str:
     return f"{settings.topic_prefix}shards"
 
 
-def _announcement(
+def announcement(
     builder: ShardBuilder, rows: list[ShardRow], *, shard_id: str, path: str, sha256: str
 ) -> ShardSealed:
+    """Return what is to be said of the shard that the builder holds, in a file of these rows."""
     event_times_ms = [watch.event_time_ms for row in rows for watch in row.watches]
     first_append_ms, last_append_ms = builder.append_times_ms
     return ShardSealed(
@@ -176,6 +209,9 @@ def _announcement(
         watches=builder.watches,
         duplicates=builder.duplicates,
         dead_letters=len(builder.dead_letters),
+        erased=builder.erased,
+        late=builder.late,
+        unknown_videos=sum(watch.semantic_id is None for row in rows for watch in row.watches),
         empty_offsets=builder.empty_offsets,
         first_event_time_ms=min(event_times_ms, default=0),
         last_event_time_ms=max(event_times_ms, default=0),
@@ -185,18 +221,25 @@ def _announcement(
     )
 
 
-def _results(builder: ShardBuilder, sealed: ShardSealed) -> Iterator[_Outgoing]:
+def _results(
+    builder: ShardBuilder, sealed: ShardSealed, *, counts_window_s: int
+) -> Iterator[_Outgoing]:
     # A history goes to the number of the partition that its watches came from, whatever partitioner players use:
     # it is restored with that partition.
     for partition, user_id, history in builder.updated_histories():
         yield _Outgoing(HISTORIES, user_id.encode(), history, partition)
+    for video_id, counts in video_counts(builder.new_watches(), window_s=counts_window_s):
+        yield _Outgoing(COUNTS, video_id.encode(), counts)
     for key, letter in builder.dead_letters:
         yield _Outgoing(DEAD_LETTERS[WATCHES.name], key or b"", to_json(letter))
     yield _Outgoing(SHARDS, str(sealed.ranges[0].partition).encode(), to_json(sealed))
 
 
-def settle(call: Callable[[], Any]) -> None:
-    """Repeat a transactional call while its outcome is open; such a call resumes where it was.
+def settle(call: Callable[[float], Any]) -> None:
+    """Repeat a transactional call, with its timeout, while its outcome is open; such a call resumes where it was.
+
+    A call that does not return long after its timeout ends the process: `send_offsets_to_transaction` may wait for ever
+    for a coordinator that was restarted (librdkafka's issues 5456 and 5511). Nothing is lost with the process.
 
     Raises:
         KafkaException: it failed for good.
@@ -204,8 +247,11 @@ def settle(call: Callable[[], Any]) -> None:
     """
     deadline = Deadline(SETTLE_TIMEOUT_S)
     while True:
+        hanging = threading.Timer(HANGING_S, _end_process)
+        hanging.daemon = True
+        hanging.start()
         try:
-            call()
+            call(CALL_TIMEOUT_S)
         except KafkaException as error:
             if not error.args[0].retriable():
                 raise
@@ -215,3 +261,10 @@ def settle(call: Callable[[], Any]) -> None:
                 ) from error
         else:
             return
+        finally:
+            hanging.cancel()
+
+
+def _end_process() -> None:
+    log.error("transaction_hangs", seconds=HANGING_S)
+    os._exit(1)

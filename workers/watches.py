@@ -4,13 +4,14 @@
 | --- | --- | --- | --- |
 | take | watch.events, up to 10,000 records | 0.1 s, or as many records | rows in the builder |
 | label | video.semantic_ids | nothing | labels beside video ids |
-| seal | a full, or old enough, builder | the store, then Kafka | a shard file, ShardSealed, histories, dead letters |
+| seal | a full, or old enough, builder | the store, then Kafka | a file, ShardSealed, histories, counts, dead letters |
 
 Nothing is read while a shard is sealed, so memory is bounded by one shard and the histories.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -41,6 +42,8 @@ POLL_S = 0.1
 POLL_RECORDS = 10_000
 SESSION_TIMEOUT_MS = 10_000
 """How long a dead member keeps its partitions from the others; one restarted in that time has them back at once."""
+COLLECT_EVERY_S = 3_600.0
+"""How often files that are not announced, or no longer, are removed."""
 DELAYS_PER_SHARD = 1_000
 """Observed delays of one shard at most: every n-th watch, because observing 50,000 takes longer than writing them."""
 
@@ -69,6 +72,7 @@ class Sealer:
         """
         kafka = settings.kafka
         self._settings = settings
+        self._store = store
         transactional = producer(kafka, transactional_id=f"{GROUP}-{member}")
         settle(transactional.init_transactions)
         self._committer = ShardCommitter(
@@ -76,6 +80,7 @@ class Sealer:
             transactional,
             store,
             writer=member[:8],
+            counts_window_s=settings.watches.counts_window_s,
             on_step=on_step,
         )
         self._labels = VideoLabels(kafka)
@@ -111,12 +116,16 @@ class Sealer:
         self._must_restore = False
 
     def run(self, stopping: threading.Event) -> None:
-        """Seal shard after shard until `stopping` is set, then what is there.
+        """Seal shard after shard until `stopping` is set, then what is there; collect orphans now and then.
 
         Raises:
             TransientError: this member was fenced, or Kafka does not answer; start again.
         """
+        collected = -math.inf
         while not stopping.is_set():
+            if time.monotonic() - collected >= COLLECT_EVERY_S:
+                collect_orphans(self._settings.kafka, self._store)
+                collected = time.monotonic()
             self.step()
         if self._builder is not None and self._builder.records:
             self._seal(self._builder)
@@ -152,11 +161,7 @@ class Sealer:
         self._consumer.assign(
             [TopicPartition(name, number, found.next_offset) for number, found in restored.items()]
         )
-        self._builder = ShardBuilder(
-            restored,
-            history_length=self._settings.watches.history_length,
-            future_slack_s=self._settings.watches.future_slack_s,
-        )
+        self._builder = ShardBuilder(restored, settings=self._settings.watches)
         self._must_restore = False
         log.info(
             "partitions_restored",
@@ -232,10 +237,13 @@ def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> No
         ("accepted", sealed.watches),
         ("duplicate", sealed.duplicates),
         ("dead_letter", sealed.dead_letters),
+        ("erased", sealed.erased),
     ):
         metrics.RECORDS.labels(topic=WATCHES.name, outcome=outcome).inc(count)
     for reason, count in Counter(letter.reason for _, letter in builder.dead_letters).items():
         metrics.DEAD_LETTERS.labels(topic=WATCHES.name, reason=reason).inc(count)
+    metrics.LATE_WATCHES.inc(sealed.late)
+    metrics.UNLABELLED_WATCHES.inc(sealed.unknown_videos)
     metrics.SHARDS.labels(outcome="sealed").inc()
     metrics.LAST_SUCCESS.labels(stage="watch_to_shard").set_to_current_time()
     log.info(
@@ -246,6 +254,9 @@ def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> No
         watches=sealed.watches,
         duplicates=sealed.duplicates,
         dead_letters=sealed.dead_letters,
+        erased=sealed.erased,
+        late=sealed.late,
+        unknown_videos=sealed.unknown_videos,
         seconds=round(seconds, 3),
     )
 
@@ -270,7 +281,6 @@ def run(
         signal.signal(number, lambda *_: stopping.set())
     slot = MemberSlot(settings.var_dir / "sealers")
     store = store or ObjectStore(settings.storage.root)
-    collect_orphans(settings.kafka, store)
     sealer = Sealer(settings, member=slot.name, store=store, on_step=on_step)
     try:
         sealer.run(stopping)
