@@ -221,12 +221,12 @@ class Refusing:
     def produce(self, topic: str, *, key: bytes, **_: Any) -> None:
         self._open.append(key)
 
-    def commit_transaction(self) -> None:
+    def commit_transaction(self, timeout_s: float) -> None:
         if self._failures:
             raise KafkaException(self._failures.pop(0))
         self.committed += self._open
 
-    def abort_transaction(self) -> None:
+    def abort_transaction(self, timeout_s: float) -> None:
         self.aborted += 1
 
 
