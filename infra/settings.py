@@ -100,6 +100,11 @@ class WatchSettings(_Group):
     future_slack_s: float = Field(
         86_400.0, ge=0, description="seconds an event time may lie in the future"
     )
+    duplicates_window: int = Field(
+        100_000,
+        ge=1,
+        description="offsets of a partition within which an event_id that comes again is a duplicate",
+    )
     lateness_s: float = Field(
         3_600.0,
         ge=0,

@@ -179,7 +179,7 @@ class ModelSlot:
         if len(view) == 0:
             view = _one_video(view)
         some_ids = [str(video_id) for video_id in view.video_ids_N[: lrm.history_max]]
-        watches = [Entry(video_id, 100, 60.0, 0, "home", 0) for video_id in some_ids]
+        watches = [Entry(video_id, 100, 60, 0, "home") for video_id in some_ids]
         wanted = min(PROBE_K, self._beam_width, len(view))
         answers = recommend(
             lrm,

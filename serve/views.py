@@ -24,7 +24,7 @@ from models.trie import LiveTrie
 from serve.follower import Record, refuse
 from streams.catalogue import Catalogue, CatalogueChange
 from streams.events import SemanticIdAssigned, UserErased
-from streams.history import Entry, History, decode_history
+from streams.history import History, decode_history
 from streams.topics import HISTORIES
 from streams.watches import Watch, decode_watch
 
@@ -137,8 +137,8 @@ class KnownViewer:
 class HistoryView:
     """The viewers' histories: `user.histories`, overlaid with the watches that no shard holds yet; and what is popular.
 
-    A history that was sealed and the same watches read from `watch.events` are joined by event hash, so it does not
-    matter which comes first, nor that most come twice.
+    A history that was sealed and the same watches read from `watch.events` are joined by video and second, so it does
+    not matter which comes first, nor that most come twice.
     """
 
     def __init__(
@@ -189,12 +189,11 @@ class HistoryView:
             raise DecodeError(str(error), "invalid_event") from error
         with self._lock:
             held = self._by_user.get(user_id)
-            known = {entry.event_hash for entry in held.entries} if held else set()
-            unseen = [entry for entry in sealed.entries if entry.event_hash not in known]
             if held is None:
-                self._by_user[user_id] = sealed
-            elif unseen:
-                self._by_user[user_id] = _joined(held, unseen, sealed, self._length)
+                self._by_user[user_id], unseen = sealed, sealed.entries
+            else:
+                unseen = held.join(sealed.entries, length=self._length)
+                held.user = held.user or sealed.user
             self._popularity.add(entry.video_id for entry in unseen)
         if unseen:
             self._clock.advance(max(entry.event_time_ms for entry in unseen))
@@ -218,9 +217,3 @@ class HistoryView:
             raise DecodeError("the event time lies in the future", "event_time_in_future")
         if record.key != watch.user_id.encode():
             raise DecodeError("the key is not the user_id", "key_is_not_user_id")
-
-
-def _joined(held: History, unseen: Sequence[Entry], sealed: History, length: int) -> History:
-    """Return a history with the entries of both, the newest `length` by event time."""
-    entries = sorted([*unseen, *held.entries], key=lambda entry: entry.event_time_ms)[-length:]
-    return History(entries, held.user or sealed.user)

@@ -152,7 +152,10 @@ class TopicReader:
         start: dict[tuple[str, int], int] | None = None,
         from_end: bool = False,
     ) -> None:
-        """Assign `partitions` (or all) of `topics`, at `start` where it names one, else at the beginning or the end."""
+        """Assign `partitions` (or all) of `topics`, at `start` where it names one, else at the beginning or the end.
+
+        A start before the oldest record that is kept is there.
+        """
         self._consumer = consumer(settings, overrides={"enable.partition.eof": True})
         self._by_name = {topic.in_cluster(settings): topic for topic in topics}
         self.next_offsets: dict[tuple[str, int], int] = {}
@@ -162,6 +165,7 @@ class TopicReader:
             for partition in everything if partitions is None else partitions:
                 low, high = self._watermarks(name, partition)
                 offset = (start or {}).get((topic.name, partition), high if from_end else low)
+                offset = max(low, offset)
                 self.next_offsets[topic.name, partition] = offset
                 assignment.append(TopicPartition(name, partition, offset))
         self._consumer.assign(assignment)

@@ -7,9 +7,9 @@ milliseconds. `codes` are the quantizer's; a `semantic_id` is the codes and the 
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
@@ -181,28 +181,25 @@ class UserErased(Event):
     user_id: Identifier
 
 
-class HistoryEntry(_Model):
-    """One watch in a history, in as few bytes as JSON allows."""
-
-    video_id: str = Field(alias="v")
-    percent: int = Field(alias="p", ge=0)
-    watched_s: float = Field(alias="s")
-    event_time_ms: int = Field(alias="t")
-    surface: Surface = Field(alias="f")
-    event_hash: int = Field(
-        alias="e", description="48 bits of the event_id's hash, to drop a redelivered event"
-    )
-    context_video_id: str | None = Field(None, alias="c")
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
-
 class UserHistory(_Model):
-    """A user's last watches, oldest first; the sealer's state and the server's view."""
+    """A user's last watches, oldest first, a list for each property; the sealer's state and the server's view."""
 
     user_id: str
-    entries: tuple[HistoryEntry, ...]
+    video_ids: tuple[str, ...]
+    surfaces: tuple[Surface, ...]
+    percents: tuple[int, ...] = Field(description="how much of each video was watched, up to 127")
+    watched_s: tuple[int, ...] = Field(description="seconds watched, up to 8,191")
+    elapsed_s: tuple[int, ...] = Field(
+        description="event time, in seconds after the watch before; the first after 1970"
+    )
     user: UserFeatures | None = None
+
+    @model_validator(mode="after")
+    def _is_rectangular(self) -> Self:
+        columns = (self.video_ids, self.surfaces, self.percents, self.watched_s, self.elapsed_s)
+        if len(set(map(len, columns))) > 1:
+            raise ValueError(f"lists of different lengths: {list(map(len, columns))}")
+        return self
 
 
 class OffsetRange(_Model):

@@ -1,124 +1,154 @@
-"""A user's last watches, bounded, and without those that were delivered twice; knows nothing of Kafka.
+"""A user's last watches, bounded, as `user.histories` carries them and as a server keeps them; knows nothing of Kafka.
 
-What a history holds is a function of the user's records in the order of their offsets, one by one. Where shards begin
-and end leaves no trace in it, so a sealer that was killed and started again arrives at the same histories.
+What a history holds is a function of the user's records in the order of their offsets: the newest watches by event
+time in seconds, those of the same second in the order of their arrival. Where shards begin and end leaves no trace in
+it, so a sealer that was killed and started again arrives at the same histories. The sealer keeps them packed:
+`streams.packed_history`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from hashlib import blake2b
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
-from streams.events import HistoryEntry, Surface, WatchEvent
+from streams.events import Surface, UserHistory, WatchEvent
 from streams.watches import UserFeatures, Watch
 
-MAX_PERCENT = 1_000
-"""Ten times through; a loop that plays on says no more."""
+MAX_PERCENT = 127
+"""Through, and a good quarter again: a loop that plays on says no more. What seven bits hold."""
+MAX_WATCHED_S = 8_191
+"""Over two hours. What thirteen bits hold."""
 
 
-class Entry(Struct, frozen=True, gc=False, omit_defaults=True):
-    """One watch in a history: the msgspec mirror of the contract's `HistoryEntry`, same bytes."""
+class Entry(Struct, frozen=True, gc=False):
+    """One watch in a history, its time in whole seconds; the context is known until the watch is sealed."""
 
-    video_id: str = field(name="v")
-    percent: int = field(name="p")
-    watched_s: float = field(name="s")
-    event_time_ms: int = field(name="t")
-    surface: Surface = field(name="f")
-    event_hash: int = field(name="e")
-    context_video_id: str | None = field(name="c", default=None)
+    video_id: str
+    percent: int
+    watched_s: int
+    event_time_ms: int
+    surface: Surface
+    context_video_id: str | None = None
 
 
-class _UserHistory(Struct, omit_defaults=True):
+class Columns(Struct):
+    """The msgspec mirror of the contract's `UserHistory`."""
+
     user_id: str
-    entries: list[Entry]
+    video_ids: list[str]
+    surfaces: list[Surface]
+    percents: list[int]
+    watched_s: list[int]
+    elapsed_s: list[int]
     user: UserFeatures | None = None
 
 
-_decode_history = msgspec.json.Decoder(_UserHistory).decode
-_encode_history = msgspec.json.Encoder().encode
+_decode_columns = msgspec.json.Decoder(Columns).decode
 
 
-def event_hash(event_id: str) -> int:
-    """Return 48 bits of the event id's hash; two of 100 watches share it once in 6e10 histories."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=6).digest())
+def decode_columns(value: bytes) -> Columns:
+    """Return the columns in the bytes of a `UserHistory` event.
+
+    Raises:
+        msgspec.DecodeError: the bytes are not one; the sealer wrote them, so it must not go on.
+    """
+    found = _decode_columns(value)
+    lengths = {
+        len(column)
+        for column in (
+            found.video_ids,
+            found.surfaces,
+            found.percents,
+            found.watched_s,
+            found.elapsed_s,
+        )
+    }
+    if len(lengths) > 1:
+        raise msgspec.DecodeError(f"columns of different lengths: {sorted(lengths)}")
+    return found
 
 
 def percent_watched(watch: Watch | WatchEvent) -> int:
     """Return how much of the video was watched, in percent, at most `MAX_PERCENT`."""
-    return min(round(100 * watch.watched_s / watch.duration_s), MAX_PERCENT)
+    return round(min(100 * watch.watched_s / watch.duration_s, MAX_PERCENT))
 
 
-def history_entry(watch: WatchEvent) -> HistoryEntry:
-    """Return the contract's entry for a watch, as the sealer would write it."""
-    return HistoryEntry(
-        video_id=watch.video_id,
-        percent=percent_watched(watch),
-        watched_s=round(watch.watched_s, 1),
-        event_time_ms=watch.event_time_ms,
-        surface=watch.surface,
-        event_hash=event_hash(watch.event_id),
-        context_video_id=watch.context_video_id,
+def history_entry(watch: Watch | WatchEvent) -> Entry:
+    """Return the entry of a watch."""
+    return Entry(
+        watch.video_id,
+        percent_watched(watch),
+        min(round(watch.watched_s), MAX_WATCHED_S),
+        watch.event_time_ms // 1000 * 1000,
+        watch.surface,
+        watch.context_video_id,
+    )
+
+
+def user_history(
+    user_id: str, entries: Sequence[Entry], user: UserFeatures | None = None
+) -> UserHistory:
+    """Return the contract's event of a history, oldest entry first."""
+    times = [0, *(entry.event_time_ms // 1000 for entry in entries)]
+    return UserHistory(
+        user_id=user_id,
+        video_ids=tuple(entry.video_id for entry in entries),
+        surfaces=tuple(entry.surface for entry in entries),
+        percents=tuple(entry.percent for entry in entries),
+        watched_s=tuple(entry.watched_s for entry in entries),
+        elapsed_s=tuple(after - before for before, after in pairwise(times)),
+        user=None if user is None else msgspec.structs.asdict(user),
     )
 
 
 class History:
-    """The newest watches of one user by event time, oldest first.
+    """The newest watches of one user, oldest first; a watch of the same video in the same second is the same one."""
 
-    A redelivered event is recognised while its first delivery is among them.
-    """
+    __slots__ = ("entries", "user")
 
-    __slots__ = ("_hashes", "entries", "user")
-
-    def __init__(
-        self, entries: list[Entry] | None = None, user: UserFeatures | None = None
-    ) -> None:
-        self.entries = entries or []
+    def __init__(self, entries: Iterable[Entry] = (), user: UserFeatures | None = None) -> None:
+        self.entries = list(entries)
         self.user = user
-        self._hashes = [entry.event_hash for entry in self.entries]
 
     def add(self, watch: Watch, *, length: int) -> bool:
         """Add a watch and forget the oldest beyond `length`; return False for one that is already there."""
-        hashed = event_hash(watch.event_id)
-        if hashed in self._hashes:
+        entry = history_entry(watch)
+        if not self.join([entry], length=length):
             return False
-        entries, time_ms = self.entries, watch.event_time_ms
-        entry = Entry(
-            watch.video_id,
-            percent_watched(watch),
-            round(watch.watched_s, 1),
-            time_ms,
-            watch.surface,
-            hashed,
-            watch.context_video_id,
-        )
-        if not entries or entries[-1].event_time_ms <= time_ms:
-            entries.append(entry)
-            self._hashes.append(hashed)
-        else:
-            index = bisect_right(entries, time_ms, key=lambda entry: entry.event_time_ms)
-            entries.insert(index, entry)
-            self._hashes.insert(index, hashed)
-        surplus = len(entries) - length
-        if surplus > 0:
-            del entries[:surplus], self._hashes[:surplus]
         if watch.user is not None:
             self.user = watch.user
         return True
 
-
-def encode_history(user_id: str, history: History) -> bytes:
-    """Return the bytes of the `UserHistory` event."""
-    return _encode_history(_UserHistory(user_id, history.entries, history.user))
+    def join(self, entries: Iterable[Entry], *, length: int) -> list[Entry]:
+        """Add what is not there yet and forget the oldest beyond `length`; return what was not there."""
+        known = {(entry.video_id, entry.event_time_ms) for entry in self.entries}
+        unseen = [entry for entry in entries if (entry.video_id, entry.event_time_ms) not in known]
+        for entry in unseen:
+            at = bisect_right(
+                self.entries, entry.event_time_ms, key=lambda held: held.event_time_ms
+            )
+            self.entries.insert(at, entry)
+        del self.entries[: max(0, len(self.entries) - length)]
+        return unseen
 
 
 def decode_history(value: bytes) -> tuple[str, History]:
     """Return the user and the history in the bytes of a `UserHistory` event.
 
     Raises:
-        msgspec.DecodeError: the bytes are not one; the sealer wrote them, so it must not go on.
+        msgspec.DecodeError: the bytes are not one.
     """
-    found = _decode_history(value)
-    return found.user_id, History(found.entries, found.user)
+    found = decode_columns(value)
+    entries = map(
+        Entry,
+        found.video_ids,
+        found.percents,
+        found.watched_s,
+        (1000 * time_s for time_s in accumulate(found.elapsed_s)),
+        found.surfaces,
+    )
+    return found.user_id, History(entries, found.user)

@@ -65,7 +65,7 @@ class ShardRow(Struct, frozen=True):
     codebook_version: int
 
 
-_PAST_FIELDS = [
+PAST_FIELDS = [
     pa.field("video_id", pa.string(), nullable=False),
     pa.field("semantic_id", pa.list_(pa.int32())),
     pa.field("channel", pa.string()),
@@ -75,8 +75,8 @@ _PAST_FIELDS = [
     pa.field("surface", pa.string(), nullable=False),
     pa.field("context_video_id", pa.string()),
 ]
-_NEW_FIELDS = [
-    *_PAST_FIELDS,
+NEW_FIELDS = [
+    *PAST_FIELDS,
     pa.field("event_id", pa.string(), nullable=False),
     pa.field("partition", pa.int32(), nullable=False),
     pa.field("offset", pa.int64(), nullable=False),
@@ -94,31 +94,60 @@ SHARD_SCHEMA = pa.schema(
         pa.field("gender", pa.string()),
         pa.field("device", pa.string()),
         pa.field("language", pa.string()),
-        pa.field("history", pa.list_(pa.struct(_PAST_FIELDS)), nullable=False),
-        pa.field("watches", pa.list_(pa.struct(_NEW_FIELDS)), nullable=False),
+        pa.field("history", pa.list_(pa.struct(PAST_FIELDS)), nullable=False),
+        pa.field("watches", pa.list_(pa.struct(NEW_FIELDS)), nullable=False),
         pa.field("codebook_version", pa.int32(), nullable=False),
     ]
 )
 
 
+class ShardWriter:
+    """Writes a shard as a Parquet file in memory, compressed with zstd, row group by row group.
+
+    A row group of `ROW_GROUP_ROWS` users with full histories takes some 50 MB as an Arrow table: Ray Data, which reads
+    by row group, wants blocks between 1 and 128 MB.
+    """
+
+    def __init__(self, *, ranges: Iterable[OffsetRange] = ()) -> None:
+        """Begin a shard of these offset ranges, which stand in the file's metadata."""
+        metadata = {
+            "schema_version": SHARD_SCHEMA_VERSION,
+            "ranges": [found.model_dump() for found in ranges],
+        }
+        self._metadata = {_METADATA_KEY: json.dumps(metadata)}
+        self._sink = pa.BufferOutputStream()
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows of `SHARD_SCHEMA`; strings may be dictionary-encoded, alike in every table."""
+        if self._writer is None:
+            # Without the Arrow schema in the file, a dictionary-encoded column reads back as strings.
+            self._writer = pq.ParquetWriter(
+                self._sink, table.schema, compression="zstd", store_schema=False
+            )
+            self._writer.add_key_value_metadata(self._metadata)
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+    def close(self) -> bytes:
+        """Return the file."""
+        if self._writer is None:
+            self.write(SHARD_SCHEMA.empty_table())
+        assert self._writer is not None
+        self._writer.close()
+        return bytes(self._sink.getvalue())
+
+
 def write_shard(rows: Sequence[ShardRow], *, ranges: Iterable[OffsetRange] = ()) -> bytes:
-    """Return the shard as a Parquet file, compressed with zstd, its offset ranges in the metadata."""
-    metadata = {
-        "schema_version": SHARD_SCHEMA_VERSION,
-        "ranges": [found.model_dump() for found in ranges],
-    }
+    """Return the rows as a shard."""
     columns = [
         _nested(field.type, [getattr(row, field.name) for row in rows])
         if pa.types.is_list(field.type)
         else _flat(field, rows)
         for field in SHARD_SCHEMA
     ]
-    table = pa.Table.from_arrays(
-        columns, schema=SHARD_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(metadata)})
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
-    return bytes(sink.getvalue())
+    writer = ShardWriter(ranges=ranges)
+    writer.write(pa.Table.from_arrays(columns, schema=SHARD_SCHEMA))
+    return writer.close()
 
 
 def _nested(kind: Any, lists: list[list[Struct]]) -> Any:

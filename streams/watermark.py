@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 
 class Watermark:
     """Falls behind the newest event by a fixed lateness, and never goes back.
@@ -19,10 +24,11 @@ class Watermark:
         self._lateness_ms = lateness_ms
         self.newest_ms = newest_ms
 
-    def observe(self, event_time_ms: int, append_time_ms: int) -> bool:
-        """Take an event in; return whether it was late, older than the newest one by more than the lateness."""
-        late = event_time_ms < self.newest_ms - self._lateness_ms
-        seen_ms = min(event_time_ms, append_time_ms)
-        if seen_ms > self.newest_ms:
-            self.newest_ms = seen_ms
-        return late
+    def observe(
+        self, event_times_ms: npt.NDArray[np.int64], append_times_ms: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """Take the next events in; return which were late, older than the newest one by more than the lateness."""
+        seen_ms = np.concatenate([[self.newest_ms], np.minimum(event_times_ms, append_times_ms)])
+        newest_ms = np.maximum.accumulate(seen_ms)
+        self.newest_ms = int(newest_ms[-1])
+        return event_times_ms < newest_ms[:-1] - self._lateness_ms

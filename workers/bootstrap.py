@@ -31,11 +31,9 @@ from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
-    HistoryEntry,
-    UserHistory,
     WatchEvent,
 )
-from streams.history import history_entry, percent_watched
+from streams.history import Entry, history_entry, percent_watched, user_history
 from streams.shards import NewWatch, PastWatch, ShardRow
 from streams.timeline import Timeline
 from streams.topics import CHECKPOINTS, HISTORIES, SEMANTIC_IDS
@@ -135,15 +133,13 @@ def bootstrap(
 
 
 def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> None:
-    by_user: dict[str, list[HistoryEntry]] = defaultdict(list)
+    by_user: dict[str, list[Entry]] = defaultdict(list)
     for watch in watches:
         by_user[watch.user_id].append(history_entry(watch))
     client = producer(settings.kafka)
     for user_id, entries in by_user.items():
-        newest = tuple(entries[-settings.watches.history_length :])
-        send(
-            client, settings.kafka, HISTORIES, user_id, UserHistory(user_id=user_id, entries=newest)
-        )
+        newest = entries[-settings.watches.history_length :]
+        send(client, settings.kafka, HISTORIES, user_id, user_history(user_id, newest))
     flush(client)
 
 

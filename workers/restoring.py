@@ -8,26 +8,34 @@ before the histories that belong to the offsets just read.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.clock import Deadline
-from infra.errors import TransientError
-from infra.settings import KafkaSettings
+from infra.errors import DecodeError, TransientError
+from infra.settings import KafkaSettings, WatchSettings
 from streams.client import TopicReader, consumer
-from streams.history import History, decode_history
+from streams.packed_history import Names, decode_histories
+from streams.recent_ids import RecentIds
 from streams.topics import HISTORIES, WATCHES, Topic
-from workers.shard_builder import Restored
+from streams.watches import Watch
+from workers.shard_builder import Restored, accepted
 
 TIMEOUT_S = 240.0
 """Longer than the 60 s after which the broker ends a dead owner's transaction, shorter than the 300 s between polls."""
+RECORDS_AT_ONCE = 10_000
 
 
 def restore(
-    settings: KafkaSettings, group_member: Consumer, partitions: Collection[int]
+    settings: KafkaSettings,
+    group_member: Consumer,
+    partitions: Collection[int],
+    *,
+    names: Names,
+    watches: WatchSettings,
 ) -> dict[int, Restored]:
-    """Return each partition's next offset and the histories as of that offset.
+    """Return each partition's next offset, and the histories and recent event ids as of that offset.
 
     Blocks: while a transaction of a former owner is open, at most `TIMEOUT_S`.
 
@@ -38,9 +46,11 @@ def restore(
         return {}
     deadline = Deadline(TIMEOUT_S)
     committed = _committed(settings, group_member, partitions, deadline)
-    histories = _histories(settings, partitions, deadline)
+    histories = _histories(settings, partitions, names, deadline)
+    next_offsets = {number: next_offset for number, (next_offset, _) in committed.items()}
+    recent = _recent_ids(settings, next_offsets, watches, deadline)
     return {
-        number: Restored(next_offset, histories[number], newest_event_time_ms)
+        number: Restored(next_offset, histories[number], newest_event_time_ms, recent[number])
         for number, (next_offset, newest_event_time_ms) in committed.items()
     }
 
@@ -75,9 +85,9 @@ def _low_watermark(client: Consumer, at: TopicPartition) -> int:
 
 
 def _histories(
-    settings: KafkaSettings, partitions: Collection[int], deadline: Deadline
-) -> dict[int, dict[str, History]]:
-    histories: dict[int, dict[str, History]] = {number: {} for number in partitions}
+    settings: KafkaSettings, partitions: Collection[int], names: Names, deadline: Deadline
+) -> dict[int, dict[str, bytes]]:
+    histories: dict[int, dict[str, bytes]] = {number: {} for number in partitions}
     ends = high_watermarks(settings, HISTORIES, partitions)
     with TopicReader(settings, [HISTORIES], partitions=partitions) as reader:
         while any(reader.next_offsets[HISTORIES.name, number] < ends[number] for number in ends):
@@ -86,14 +96,69 @@ def _histories(
                     f"{HISTORIES.in_cluster(settings)} could not be read to its end, {ends}, within "
                     f"{TIMEOUT_S} s; is a transaction hanging?"
                 )
-            for _, message in reader.poll(timeout_s=0.2, max_records=10_000):
-                users = histories[message.partition()]
-                if message.value() is None:
-                    users.pop(message.key().decode(), None)
-                else:
-                    user_id, history = decode_history(message.value())
-                    users[user_id] = history
+            newest: dict[tuple[int, bytes], bytes | None] = {}
+            for _, message in reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE):
+                newest[message.partition(), message.key() or b""] = message.value()
+            for number in partitions:
+                _apply(histories[number], number, newest, names)
     return histories
+
+
+def _apply(
+    histories: dict[str, bytes],
+    partition: int,
+    records: Mapping[tuple[int, bytes], bytes | None],
+    names: Names,
+) -> None:
+    """Take the records of a partition into its histories; no user has two among them."""
+    written = []
+    for (number, key), value in records.items():
+        if number != partition:
+            continue
+        if value is None:
+            histories.pop(key.decode(), None)
+        else:
+            written.append(value)
+    if written:
+        users, packed = decode_histories(written, names)
+        histories.update(zip(users, packed, strict=True))
+
+
+def _recent_ids(
+    settings: KafkaSettings,
+    next_offsets: Mapping[int, int],
+    watches: WatchSettings,
+    deadline: Deadline,
+) -> dict[int, RecentIds]:
+    """Return the event ids before each offset, from the records themselves, as far as they are kept."""
+    found = {number: RecentIds(watches.duplicates_window) for number in next_offsets}
+    slack_ms = round(watches.future_slack_s * 1000)
+    start = {
+        (WATCHES.name, number): recent.begin_of(next_offsets[number])
+        for number, recent in found.items()
+    }
+    with TopicReader(settings, [WATCHES], partitions=list(next_offsets), start=start) as reader:
+        while any(reader.next_offsets[WATCHES.name, at] < end for at, end in next_offsets.items()):
+            if deadline.expired():
+                raise TransientError(
+                    f"the last records of {WATCHES.in_cluster(settings)} could not be read within {TIMEOUT_S} s"
+                )
+            for _, message in reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE):
+                number, offset = message.partition(), message.offset()
+                if offset >= next_offsets[number]:
+                    continue
+                try:
+                    event = accepted(
+                        message.key(),
+                        message.value(),
+                        message.timestamp()[1],
+                        future_slack_ms=slack_ms,
+                    )
+                except DecodeError:
+                    continue
+                if isinstance(event, Watch):
+                    found[number].take(offset, event.event_id)
+    return found
 
 
 def high_watermarks(

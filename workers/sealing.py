@@ -31,11 +31,10 @@ from infra.errors import TransientError
 from infra.log import get_logger
 from infra.settings import KafkaSettings
 from infra.storage import ObjectStore
-from streams.counts import video_counts
 from streams.events import ShardSealed, to_json
-from streams.shards import ShardRow, write_shard
 from streams.topics import COUNTS, DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
 from workers.shard_builder import ShardBuilder
+from workers.shard_contents import ShardContents
 from workers.video_labels import VideoLabels
 
 CALL_TIMEOUT_S = 10.0
@@ -89,14 +88,12 @@ class ShardCommitter:
         store: ObjectStore,
         *,
         writer: str,
-        counts_window_s: int,
         on_step: StepHook,
     ) -> None:
         self._settings = settings
         self._producer = producer
         self._store = store
         self._writer = writer
-        self._counts_window_s = counts_window_s
         self._on_step = on_step
         self._attempts = 0
 
@@ -112,19 +109,17 @@ class ShardCommitter:
             KafkaException: the transaction must be aborted, or (fatal) this producer was fenced.
             TransientError: the store has not taken the file for `STORE_BUDGET_S`; nothing was begun.
         """
-        rows = builder.rows(labels.by_video, labels.codebook_version)
-        ranges = builder.ranges()
-        data = write_shard(rows, ranges=ranges)
+        contents = builder.contents(labels.by_video, labels.codebook_version)
         self._on_step(SealStep.ENCODED)
 
         # Step 1. Write the file, under a name that no other attempt has: nothing announced is ever overwritten.
         self._attempts += 1
-        first = ranges[0]
+        first = builder.ranges()[0]
         shard_id = (
             f"{first.partition:05d}-{first.first_offset:019d}-{self._writer}-{self._attempts}"
         )
         path = f"{shards_folder(self._settings)}/{shard_id}.parquet"
-        sha256 = self._store_file(path, data)
+        sha256 = self._store_file(path, contents.file)
         self._on_step(SealStep.FILE_WRITTEN)
 
         # Step 2. Begin the transaction.
@@ -132,8 +127,8 @@ class ShardCommitter:
         self._on_step(SealStep.TRANSACTION_BEGUN)
 
         # Step 3. Produce the histories, the counts, the dead letters and the announcement.
-        sealed = announcement(builder, rows, shard_id=shard_id, path=path, sha256=sha256)
-        for outgoing in _results(builder, sealed, counts_window_s=self._counts_window_s):
+        sealed = announcement(builder, contents, shard_id=shard_id, path=path, sha256=sha256)
+        for outgoing in _results(builder, sealed):
             self._produce(outgoing)
         self._on_step(SealStep.RESULTS_PRODUCED)
 
@@ -195,40 +190,37 @@ def shards_folder(settings: KafkaSettings) -> str:
 
 
 def announcement(
-    builder: ShardBuilder, rows: list[ShardRow], *, shard_id: str, path: str, sha256: str
+    builder: ShardBuilder, contents: ShardContents, *, shard_id: str, path: str, sha256: str
 ) -> ShardSealed:
-    """Return what is to be said of the shard that the builder holds, in a file of these rows."""
-    event_times_ms = [watch.event_time_ms for row in rows for watch in row.watches]
+    """Return what is to be said of the shard that the builder holds, whose contents these are."""
     first_append_ms, last_append_ms = builder.append_times_ms
     return ShardSealed(
         shard_id=shard_id,
         path=path,
         sha256=sha256,
         ranges=builder.ranges(),
-        rows=len(rows),
+        rows=contents.rows,
         watches=builder.watches,
         duplicates=builder.duplicates,
         dead_letters=len(builder.dead_letters),
         erased=builder.erased,
-        late=builder.late,
-        unknown_videos=sum(watch.semantic_id is None for row in rows for watch in row.watches),
+        late=contents.late,
+        unknown_videos=contents.unknown_videos,
         empty_offsets=builder.empty_offsets,
-        first_event_time_ms=min(event_times_ms, default=0),
-        last_event_time_ms=max(event_times_ms, default=0),
+        first_event_time_ms=contents.event_times_ms[0],
+        last_event_time_ms=contents.event_times_ms[1],
         first_append_time_ms=first_append_ms,
         last_append_time_ms=last_append_ms,
         sealed_time_ms=now_ms(),
     )
 
 
-def _results(
-    builder: ShardBuilder, sealed: ShardSealed, *, counts_window_s: int
-) -> Iterator[_Outgoing]:
+def _results(builder: ShardBuilder, sealed: ShardSealed) -> Iterator[_Outgoing]:
     # A history goes to the number of the partition that its watches came from, whatever partitioner players use:
     # it is restored with that partition.
     for partition, user_id, history in builder.updated_histories():
         yield _Outgoing(HISTORIES, user_id.encode(), history, partition)
-    for video_id, counts in video_counts(builder.new_watches(), window_s=counts_window_s):
+    for video_id, counts in builder.counts():
         yield _Outgoing(COUNTS, video_id.encode(), counts)
     for key, letter in builder.dead_letters:
         yield _Outgoing(DEAD_LETTERS[WATCHES.name], key or b"", to_json(letter))

@@ -18,8 +18,8 @@ from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.client import TopicReader
 from streams.events import ShardSealed, to_json
+from streams.packed_history import new_names
 from streams.ranges import Offsets
-from streams.shards import write_shard
 from streams.topics import WATCHES
 from workers.sealing import announcement
 from workers.shard_builder import Restored, ShardBuilder
@@ -72,11 +72,11 @@ def rebuild_shards(
     shards: list[ShardSealed] = []
 
     def write() -> None:
-        rows = builder.rows(labels.by_video, labels.codebook_version)
+        contents = builder.contents(labels.by_video, labels.codebook_version)
         shard_id = f"{name}-{len(shards):06d}"
         path = f"{folder}/{shard_id}.parquet"
-        sha256 = store.put_bytes(path, write_shard(rows, ranges=builder.ranges()))
-        shards.append(announcement(builder, rows, shard_id=shard_id, path=path, sha256=sha256))
+        sha256 = store.put_bytes(path, contents.file)
+        shards.append(announcement(builder, contents, shard_id=shard_id, path=path, sha256=sha256))
         builder.begin_next()
 
     total = sum(ends[at] - first for at, first in start.items())
@@ -98,6 +98,7 @@ def _builder(settings: Settings, start: Offsets, progress: Progress) -> ShardBui
         first = dict(reader.next_offsets)
     builder = ShardBuilder(
         {partition: Restored(first[name, partition], {}) for name, partition in start},
+        names=new_names(),
         settings=settings.watches,
     )
     before = sum(start[at] - first[at] for at in start)

@@ -29,6 +29,7 @@ from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.client import consumer, producer
 from streams.events import ShardSealed
+from streams.packed_history import new_names
 from streams.topics import WATCHES
 from workers.member_slot import MemberSlot
 from workers.orphans import collect_orphans
@@ -80,7 +81,6 @@ class Sealer:
             transactional,
             store,
             writer=member[:8],
-            counts_window_s=settings.watches.counts_window_s,
             on_step=on_step,
         )
         self._labels = VideoLabels(kafka)
@@ -156,12 +156,15 @@ class Sealer:
 
     def _restore(self) -> None:
         kafka = self._settings.kafka
-        restored = restore(kafka, self._consumer, self._assigned)
+        names = new_names()
+        restored = restore(
+            kafka, self._consumer, self._assigned, names=names, watches=self._settings.watches
+        )
         name = WATCHES.in_cluster(kafka)
         self._consumer.assign(
             [TopicPartition(name, number, found.next_offset) for number, found in restored.items()]
         )
-        self._builder = ShardBuilder(restored, settings=self._settings.watches)
+        self._builder = ShardBuilder(restored, names=names, settings=self._settings.watches)
         self._must_restore = False
         log.info(
             "partitions_restored",
@@ -229,9 +232,10 @@ class Sealer:
 
 def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> None:
     now = now_ms()
-    append_times_ms = list(builder.watch_append_times_ms())
+    append_times_ms = builder.watch_append_times_ms()
     delay = metrics.STAGE_DELAY.labels(stage="watch_to_shard")
-    for append_time_ms in append_times_ms[:: 1 + len(append_times_ms) // DELAYS_PER_SHARD]:
+    sample = append_times_ms[:: 1 + len(append_times_ms) // DELAYS_PER_SHARD]
+    for append_time_ms in sample.tolist():
         delay.observe((now - append_time_ms) / 1000)
     for outcome, count in (
         ("accepted", sealed.watches),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,13 @@ def test_history_of_a_row_is_what_the_shards_before_it_held(uninterrupted: Outco
         before = seen.setdefault(row.user_id, [])
         assert [(each.event_time_ms, each.video_id) for each in row.history] == before
         with_history += bool(before)
-        before += [(each.event_time_ms, each.video_id) for each in row.watches]
+        before += [(each.event_time_ms // 1000 * 1000, each.video_id) for each in row.watches]
         before.sort(key=lambda found: found[0])
         del before[:-20]
     assert with_history
     for user_id, history in uninterrupted.histories.items():
-        kept = [(entry.event_time_ms, entry.video_id) for entry in history.entries]
-        assert sorted(kept) == sorted(seen[user_id])
+        times_ms = [1000 * time_s for time_s in accumulate(history.elapsed_s)]
+        assert sorted(zip(times_ms, history.video_ids, strict=True)) == sorted(seen[user_id])
 
 
 def test_rows_carry_semantic_ids_that_are_known_when_sealed(

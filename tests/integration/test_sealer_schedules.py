@@ -192,7 +192,7 @@ def test_erasure_counts_once_however_often_its_sealer_dies(
         stage.drain(sealer)
     outcome = stage.outcome()
     assert sorted(each.event_id for each in outcome.watches) == ["e2", "e3"]
-    assert [len(outcome.histories[user].entries) for user in ("u0", "u1")] == [1, 1]
+    assert [len(outcome.histories[user].video_ids) for user in ("u0", "u1")] == [1, 1]
     assert sum(shard.erased for shard in outcome.shards) == 2
 
 

@@ -37,12 +37,12 @@ from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
-    HistoryEntry,
     ImpressionsShown,
     SwapReported,
     UserHistory,
     VideoServable,
 )
+from streams.history import Entry, user_history
 from streams.topics import (
     CHECKPOINTS,
     HISTORIES,
@@ -170,18 +170,11 @@ def endpoint(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def history(user_id: str, *video_ids: str) -> UserHistory:
-    entries = tuple(
-        HistoryEntry(
-            video_id=video_id,
-            percent=100,
-            watched_s=60,
-            event_time_ms=NOON_MS + position,
-            surface="home",
-            event_hash=position,
-        )
+    entries = [
+        Entry(video_id, 100, 60, NOON_MS + 1000 * position, "home")
         for position, video_id in enumerate(video_ids)
-    )
-    return UserHistory(user_id=user_id, entries=entries)
+    ]
+    return user_history(user_id, entries)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from infra.clock import now_ms
 from serve.follower import Record
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.events import HistoryEntry, SemanticIdAssigned, UserHistory, to_json
-from streams.history import event_hash
+from streams.events import SemanticIdAssigned, to_json
+from streams.history import Entry, user_history
 from streams.topics import HISTORIES, SEMANTIC_IDS
 from tests.tiny_serving import (
     HOUR_MS,
@@ -42,19 +42,16 @@ def histories(clock: EventClock) -> HistoryView:
 
 def sealed(user_id: str, *numbers: int) -> Record:
     entries = tuple(
-        HistoryEntry(
+        Entry(
             video_id=f"v-{number}",
             percent=100,
             watched_s=60,
             event_time_ms=NOON_MS + 60_000 * number,
             surface="home",
-            event_hash=event_hash(f"e-{number}"),
         )
         for number in numbers
     )
-    return Record(
-        HISTORIES, user_id.encode(), to_json(UserHistory(user_id=user_id, entries=entries))
-    )
+    return Record(HISTORIES, user_id.encode(), to_json(user_history(user_id, entries)))
 
 
 def seen(user_id: str, number: int) -> Record:

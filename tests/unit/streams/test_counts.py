@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.codec import decode
-from streams.counts import video_counts
+from streams.counts import Viewed, video_counts
 from streams.events import SURFACES, VideoCounts
+from streams.history import percent_watched
 from streams.watches import Watch
 
 watches = st.builds(
@@ -26,6 +28,18 @@ watches = st.builds(
 )
 
 
+def viewed(given_watches: list[Watch]) -> Viewed:
+    return Viewed(
+        np.array([["a", "b"].index(each.video_id) for each in given_watches], np.int32),
+        np.array([SURFACES.index(each.surface) for each in given_watches], np.int8),
+        np.array([int(each.arm == "x") for each in given_watches], np.int32),
+        np.array([each.event_time_ms for each in given_watches], np.int64),
+        np.array([percent_watched(each) for each in given_watches], np.int16),
+        np.array([each.liked for each in given_watches], bool),
+        np.array([each.watched_s for each in given_watches], np.float64),
+    )
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(watches))
 def test_counts_are_those_of_counting_one_by_one(given_watches: list[Watch]) -> None:
@@ -36,7 +50,10 @@ def test_counts_are_those_of_counting_one_by_one(given_watches: list[Watch]) -> 
         completed[each.video_id] += round(100 * each.watched_s / each.duration_s) >= 90
         likes[each.video_id] += each.liked
     found = [
-        (key, decode(VideoCounts, value)) for key, value in video_counts(given_watches, window_s=60)
+        (key, decode(VideoCounts, value))
+        for key, value in video_counts(
+            viewed(given_watches), video_ids=["a", "b"], arms=["", "x"], window_s=60
+        )
     ]
     assert {
         (c.video_id, c.surface, c.arm, c.window_start_ms // 60_000): c.views for _, c in found

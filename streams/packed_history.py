@@ -1,0 +1,232 @@
+"""Histories of many users in ten bytes a watch, and whole shards of watches merged into them at once.
+
+A packed history is a `bytes` of slots. The first says whose it is (the number of the user's features), each further one
+is a watch, oldest first:
+
+| bits | 32 | 25 | 7 | 3 | 13 |
+| --- | --- | --- | --- | --- | --- |
+| what | event time, seconds | number of the video | percent | surface | seconds watched |
+
+Numbers of videos and features are of one process (`Numbered`); in `user.histories` they are spelled out. Shape
+suffixes: U users, E entries (of all users, one user's after the other).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import TransientError
+from streams.events import SURFACES, Surface
+from streams.history import MAX_PERCENT, MAX_WATCHED_S, Columns, decode_columns
+from streams.watches import UserFeatures
+
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T", bound=Hashable)
+SLOT: Final = np.dtype([("head", "<u8"), ("tail", "<u2")])
+_TIME_SHIFT, _VIDEO_SHIFT, _SURFACE_SHIFT = 32, 7, 13
+MAX_VIDEOS = 1 << 25
+_SURFACE_NUMBERS = {surface: number for number, surface in enumerate(SURFACES)}
+USERS_AT_ONCE = 1_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Numbered(dict[T, int]):
+    """Numbers things from 0 in the order in which they are first asked for: `numbered[thing]`.
+
+    Attributes:
+        things: by number.
+    """
+
+    def __init__(self, things: Iterable[T] = (), *, limit: int = MAX_VIDEOS) -> None:
+        """Raise TransientError, later, when there are more than `limit`: a restarted process numbers what is in use."""
+        super().__init__()
+        self.things: list[T] = []
+        self._limit = limit
+        for thing in things:
+            self[thing]
+
+    def __missing__(self, thing: T) -> int:
+        number = len(self.things)
+        if number >= self._limit:
+            raise TransientError(
+                f"more than {self._limit:,} different ids in one sealer; started again it numbers only those still "
+                "in a history; if this comes back, let more sealers share the partitions"
+            )
+        self[thing] = number
+        self.things.append(thing)
+        return number
+
+
+class Names(NamedTuple):
+    """What the numbers in packed histories stand for; number 0 of the features is None."""
+
+    videos: Numbered[str]
+    features: Numbered[UserFeatures | None]
+
+
+def new_names() -> Names:
+    """Return empty names."""
+    return Names(Numbered(), Numbered([None]))
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Histories side by side: `lengths_U` entries of each user, user after user, and the users' features."""
+
+    lengths_U: Ints
+    features_U: Ints
+    time_s_E: Ints
+    video_E: Ints
+    percent_E: Ints
+    surface_E: Ints
+    watched_s_E: Ints
+
+    def take(self, which_E: npt.NDArray[Any], lengths_U: Ints, features_U: Ints) -> Entries:
+        """Return some entries, or the same in another order, as `lengths_U` of each user."""
+        return Entries(
+            lengths_U,
+            features_U,
+            self.time_s_E[which_E],
+            self.video_E[which_E],
+            self.percent_E[which_E],
+            self.surface_E[which_E],
+            self.watched_s_E[which_E],
+        )
+
+
+def unpack(histories: Sequence[bytes]) -> Entries:
+    """Return the entries of packed histories; those of an empty `bytes` are none."""
+    sizes_U = np.fromiter(map(len, histories), np.int64, len(histories)) // SLOT.itemsize
+    slots = np.frombuffer(b"".join(histories), SLOT)
+    known_U = sizes_U > 0
+    first_U = (np.cumsum(sizes_U) - sizes_U)[known_U]
+    features_U = np.zeros(len(histories), np.int64)
+    features_U[known_U] = slots["head"][first_U].astype(np.int64)
+    is_entry = np.ones(len(slots), bool)
+    is_entry[first_U] = False
+    entries = slots[is_entry]
+    head, tail = entries["head"].astype(np.int64), entries["tail"].astype(np.int64)
+    return Entries(
+        sizes_U - known_U,
+        features_U,
+        (head >> _TIME_SHIFT) & 0xFFFF_FFFF,
+        (head >> _VIDEO_SHIFT) & (MAX_VIDEOS - 1),
+        head & MAX_PERCENT,
+        tail >> _SURFACE_SHIFT,
+        tail & MAX_WATCHED_S,
+    )
+
+
+def pack(entries: Entries) -> list[bytes]:
+    """Return each user's packed history."""
+    num_users = len(entries.lengths_U)
+    ends_U = np.cumsum(entries.lengths_U + 1)
+    slots = np.empty(num_users + len(entries.time_s_E), SLOT)
+    first_U = ends_U - entries.lengths_U - 1
+    is_entry = np.ones(len(slots), bool)
+    is_entry[first_U] = False
+    slots["head"][first_U] = entries.features_U
+    slots["tail"][first_U] = 0
+    slots["head"][is_entry] = (
+        (entries.time_s_E.astype(np.uint64) << np.uint64(_TIME_SHIFT))
+        | (entries.video_E << _VIDEO_SHIFT).astype(np.uint64)
+        | entries.percent_E.astype(np.uint64)
+    )
+    slots["tail"][is_entry] = (entries.surface_E << _SURFACE_SHIFT) | entries.watched_s_E
+    packed = slots.tobytes()
+    bounds = (SLOT.itemsize * np.concatenate([[0], ends_U])).tolist()
+    return [packed[start:end] for start, end in pairwise(bounds)]
+
+
+def merge(old: Entries, new: Entries, *, length: int) -> Entries:
+    """Return the newest `length` entries of each user; at the same second, new ones come after old ones.
+
+    Both have the same users, and each user's entries are in the order of their times. The features are the new ones,
+    where there are any.
+    """
+    users = np.arange(len(old.lengths_U))
+    user_E = np.concatenate([np.repeat(users, old.lengths_U), np.repeat(users, new.lengths_U)])
+    both = Entries(
+        *(
+            np.concatenate([getattr(old, name), getattr(new, name)])
+            for name in Entries.__dataclass_fields__
+        )
+    )
+    order_E = np.argsort(user_E << _TIME_SHIFT | both.time_s_E, kind="stable")
+    total_U = old.lengths_U + new.lengths_U
+    ends_U = np.cumsum(total_U)
+    from_end_E = np.repeat(ends_U, total_U) - np.arange(len(order_E))
+    features_U = np.where(new.features_U > 0, new.features_U, old.features_U)
+    return both.take(order_E[from_end_E <= length], np.minimum(total_U, length), features_U)
+
+
+def encode_histories(
+    user_ids: Sequence[str], histories: Sequence[bytes], names: Names
+) -> Iterator[bytes]:
+    """Yield the bytes of the `UserHistory` event of each user."""
+    for start in range(0, len(user_ids), USERS_AT_ONCE):
+        entries = unpack(histories[start : start + USERS_AT_ONCE])
+        ends = np.cumsum(entries.lengths_U)
+        elapsed_s = np.diff(entries.time_s_E, prepend=0)
+        begins = (ends - entries.lengths_U)[entries.lengths_U > 0]
+        elapsed_s[begins] = entries.time_s_E[begins]
+        video_ids = list(map(names.videos.things.__getitem__, entries.video_E.tolist()))
+        surfaces = list(map(SURFACES.__getitem__, entries.surface_E.tolist()))
+        percents, watched_s = entries.percent_E.tolist(), entries.watched_s_E.tolist()
+        elapsed = elapsed_s.tolist()
+        bounds = pairwise([0, *ends.tolist()])
+        features = map(names.features.things.__getitem__, entries.features_U.tolist())
+        for user_id, user, (first, end) in zip(
+            user_ids[start : start + USERS_AT_ONCE], features, bounds, strict=True
+        ):
+            yield _encode(
+                Columns(
+                    user_id,
+                    video_ids[first:end],
+                    surfaces[first:end],
+                    percents[first:end],
+                    watched_s[first:end],
+                    elapsed[first:end],
+                    user,
+                )
+            )
+
+
+def decode_histories(values: Iterable[bytes], names: Names) -> tuple[list[str], list[bytes]]:
+    """Return the users and the packed histories in the bytes of `UserHistory` events.
+
+    Raises:
+        msgspec.DecodeError: some bytes are not one; the sealer wrote them, so it must not go on.
+    """
+    found = [decode_columns(value) for value in values]
+    lengths_U = np.fromiter((len(each.video_ids) for each in found), np.int64, len(found))
+    elapsed_s = _flat(each.elapsed_s for each in found)
+    time_s_E = np.cumsum(elapsed_s)
+    before_U = np.concatenate([[0], time_s_E])[np.cumsum(lengths_U) - lengths_U]
+    entries = Entries(
+        lengths_U,
+        np.array([names.features[each.user] for each in found], np.int64),
+        time_s_E - np.repeat(before_U, lengths_U),
+        _flat(map(names.videos.__getitem__, each.video_ids) for each in found),
+        np.minimum(_flat(each.percents for each in found), MAX_PERCENT),
+        _flat(map(_SURFACE_NUMBERS.__getitem__, each.surfaces) for each in found),
+        np.minimum(_flat(each.watched_s for each in found), MAX_WATCHED_S),
+    )
+    return [each.user_id for each in found], pack(entries)
+
+
+def surface_number(surface: Surface) -> int:
+    """Return what stands for a surface in a packed history."""
+    return _SURFACE_NUMBERS[surface]
+
+
+def _flat(columns: Iterable[Iterable[int]]) -> Ints:
+    return np.fromiter(chain.from_iterable(columns), np.int64)
