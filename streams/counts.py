@@ -56,13 +56,14 @@ def video_counts(
     """Yield video_id and `VideoCounts` in bytes, for each video, surface, arm and window of event time."""
     window_W = viewed.event_time_ms_W // (window_s * 1000)
     keys = (viewed.video_W, window_W, viewed.arm_W, viewed.surface_W)
-    order_W = np.lexsort(keys[::-1])
+    group_W = np.zeros(len(window_W), np.int64)
+    for key in keys:
+        low = key.min(initial=0)
+        group_W = group_W * (key.max(initial=0) - low + 1) + (key - low)
+    order_W = np.argsort(group_W, kind="stable")
     if not len(order_W):
         return
-    changes = np.zeros(len(order_W), bool)
-    changes[0] = True
-    for key in keys:
-        changes[1:] |= np.diff(key[order_W]) != 0
+    changes = np.concatenate([[True], np.diff(group_W[order_W]) != 0])
     begin_G = np.flatnonzero(changes)
     views_G = np.diff(begin_G, append=len(order_W))
     sums = [

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from streams.fingerprints import NO_FINGERPRINT
+
+ROOM = 4
+"""Places for each fingerprint, so that a search ends after one step or two."""
+
 
 class RecentIds:
-    """The event ids of the last `window` to twice `window` offsets, in two generations.
+    """The event ids of the last `window` to twice `window` offsets, in two generations of fingerprints.
 
     What it answers is a function of the records from `begin_of(offset)` on, so a sealer that starts at an offset reads
-    those once more and answers as one that never stopped. It holds hashes of 61 bits: an event is taken for another
-    one once in some 1e13.
+    those once more and answers as one that never stopped. Fingerprints have 64 bits: an event is taken for another one
+    once in some 1e13.
     """
 
     __slots__ = ("_begin", "_new", "_old", "window")
@@ -16,22 +27,57 @@ class RecentIds:
     def __init__(self, window: int) -> None:
         self.window = window
         self._begin = 0
-        self._old: set[int] = set()
-        self._new: set[int] = set()
+        self._old = self._empty()
+        self._new = self._empty()
+
+    def _empty(self) -> npt.NDArray[np.uint64]:
+        return np.full(1 << (ROOM * self.window - 1).bit_length(), NO_FINGERPRINT, np.uint64)
 
     def begin_of(self, offset: int) -> int:
         """Return the first offset that decides what is a duplicate at `offset`."""
         return max(0, offset // self.window - 1) * self.window
 
-    def take(self, offset: int, event_id: str) -> bool:
-        """Remember an event; return whether it is a duplicate of one in the window. Offsets only grow."""
-        if offset >= self._begin + self.window:
-            begin = offset - offset % self.window
-            self._old = self._new if begin == self._begin + self.window else set()
-            self._new = set()
-            self._begin = begin
-        hashed = hash(event_id)
-        if hashed in self._new:
-            return True
-        self._new.add(hashed)
-        return hashed in self._old
+    def take(
+        self, offsets: npt.NDArray[np.int64], fingerprints: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.bool_]:
+        """Remember events; return which are duplicates of one in the window. Offsets only grow."""
+        is_duplicate = np.zeros(len(offsets), np.bool_)
+        at = 0
+        while at < len(offsets):
+            self._turn(int(offsets[at]))
+            end = int(np.searchsorted(offsets, self._begin + self.window))
+            _take(self._old, self._new, fingerprints[at:end], is_duplicate[at:end])
+            at = end
+        return is_duplicate
+
+    def _turn(self, offset: int) -> None:
+        """Begin the generation of this offset, if it is a new one."""
+        begin = offset - offset % self.window
+        if begin == self._begin:
+            return
+        is_next = begin == self._begin + self.window
+        self._old = self._new if is_next else self._empty()
+        self._new = self._empty()
+        self._begin = begin
+
+
+@njit(cache=True, nogil=True)
+def _take(old: Any, new: Any, fingerprints: Any, is_duplicate: Any) -> None:
+    mask = np.uint64(len(new) - 1)
+    for at in range(len(fingerprints)):
+        wanted = fingerprints[at]
+        place = _place(new, wanted, mask)
+        if new[place] == wanted:
+            is_duplicate[at] = True
+        else:
+            new[place] = wanted
+            is_duplicate[at] = old[_place(old, wanted, mask)] == wanted
+
+
+@njit(cache=True, nogil=True)
+def _place(table: Any, wanted: Any, mask: Any) -> Any:
+    """Return where the fingerprint is, or would be."""
+    place = wanted & mask
+    while table[place] != wanted and table[place] != NO_FINGERPRINT:
+        place = (place + np.uint64(1)) & mask
+    return place

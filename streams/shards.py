@@ -101,6 +101,22 @@ SHARD_SCHEMA = pa.schema(
 )
 
 
+_REPEATING = [
+    "region",
+    "gender",
+    "device",
+    "language",
+    *(
+        f"{column}.list.element.{name}"
+        for column in ("history", "watches")
+        for name in (
+            "video_id", "semantic_id.list.element", "channel", "percent", "surface", "context_video_id",
+        )
+    ),
+]  # fmt: skip
+"""Columns that are worth a dictionary; to find that others are not takes as long as to write them."""
+
+
 class ShardWriter:
     """Writes a shard as a Parquet file in memory, compressed with zstd, row group by row group.
 
@@ -123,7 +139,12 @@ class ShardWriter:
         if self._writer is None:
             # Without the Arrow schema in the file, a dictionary-encoded column reads back as strings.
             self._writer = pq.ParquetWriter(
-                self._sink, table.schema, compression="zstd", store_schema=False
+                self._sink,
+                table.schema,
+                compression="zstd",
+                store_schema=False,
+                use_dictionary=_REPEATING,
+                write_statistics=["user_id"],
             )
             self._writer.add_key_value_metadata(self._metadata)
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.clock import Deadline
-from infra.errors import DecodeError, TransientError
+from infra.errors import TransientError
 from infra.settings import KafkaSettings, WatchSettings
 from streams.client import TopicReader, consumer
 from streams.packed_history import Names, decode_histories
 from streams.recent_ids import RecentIds
 from streams.topics import HISTORIES, WATCHES, Topic
-from streams.watches import Watch
-from workers.shard_builder import Restored, accepted
+from workers.shard_builder import Restored
+from workers.shard_contents import UserHistories
+from workers.watch_intake import WatchIntake, records_of
 
 TIMEOUT_S = 240.0
 """Longer than the 60 s after which the broker ends a dead owner's transaction, shorter than the 300 s between polls."""
@@ -32,27 +34,28 @@ def restore(
     group_member: Consumer,
     partitions: Collection[int],
     *,
-    names: Names,
     watches: WatchSettings,
-) -> dict[int, Restored]:
-    """Return each partition's next offset, and the histories and recent event ids as of that offset.
+) -> tuple[dict[int, Restored], UserHistories]:
+    """Return each partition's next offset and recent event ids, and the histories, all as of that offset.
 
     Blocks: while a transaction of a former owner is open, at most `TIMEOUT_S`.
 
     Raises:
         TransientError: a transaction is still open after that, or the broker does not answer.
     """
+    users = UserHistories()
     if not partitions:
-        return {}
+        return {}, users
     deadline = Deadline(TIMEOUT_S)
     committed = _committed(settings, group_member, partitions, deadline)
-    histories = _histories(settings, partitions, names, deadline)
+    users.by_partition.update(_histories(settings, partitions, users.names, deadline))
     next_offsets = {number: next_offset for number, (next_offset, _) in committed.items()}
     recent = _recent_ids(settings, next_offsets, watches, deadline)
-    return {
-        number: Restored(next_offset, histories[number], newest_event_time_ms, recent[number])
+    restored = {
+        number: Restored(next_offset, newest_event_time_ms, recent[number])
         for number, (next_offset, newest_event_time_ms) in committed.items()
     }
+    return restored, users
 
 
 def _committed(
@@ -132,7 +135,7 @@ def _recent_ids(
 ) -> dict[int, RecentIds]:
     """Return the event ids before each offset, from the records themselves, as far as they are kept."""
     found = {number: RecentIds(watches.duplicates_window) for number in next_offsets}
-    slack_ms = round(watches.future_slack_s * 1000)
+    intake = WatchIntake(future_slack_ms=round(watches.future_slack_s * 1000))
     start = {
         (WATCHES.name, number): recent.begin_of(next_offsets[number])
         for number, recent in found.items()
@@ -143,21 +146,13 @@ def _recent_ids(
                 raise TransientError(
                     f"the last records of {WATCHES.in_cluster(settings)} could not be read within {TIMEOUT_S} s"
                 )
-            for _, message in reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE):
-                number, offset = message.partition(), message.offset()
-                if offset >= next_offsets[number]:
-                    continue
-                try:
-                    event = accepted(
-                        message.key(),
-                        message.value(),
-                        message.timestamp()[1],
-                        future_slack_ms=slack_ms,
-                    )
-                except DecodeError:
-                    continue
-                if isinstance(event, Watch):
-                    found[number].take(offset, event.event_id)
+            polled = reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE)
+            records = records_of([message for _, message in polled])
+            accepted = intake.accept(records)
+            for number, end in next_offsets.items():
+                is_theirs = (records.partition_R == number) & (records.offset_R < end)
+                rows = np.flatnonzero(is_theirs & accepted.is_watch_R)
+                found[number].take(records.offset_R[rows], accepted.fingerprint_R[rows])
     return found
 
 

@@ -1,4 +1,4 @@
-"""One shard from the builder into the log, exactly once; knows nothing of where records come from.
+"""One filled shard into the log, exactly once; knows nothing of where records come from.
 
 Who may commit. Three things keep a sealer that lost its partitions (a zombie) from committing:
 
@@ -29,12 +29,12 @@ from infra import metrics
 from infra.clock import Deadline, now_ms
 from infra.errors import TransientError
 from infra.log import get_logger
-from infra.settings import KafkaSettings
+from infra.settings import KafkaSettings, WatchSettings
 from infra.storage import ObjectStore
 from streams.events import ShardSealed, to_json
 from streams.topics import COUNTS, DEAD_LETTERS, HISTORIES, SHARDS, WATCHES, Topic
-from workers.shard_builder import ShardBuilder
-from workers.shard_contents import ShardContents
+from workers.shard_builder import FilledShard
+from workers.shard_contents import ShardContents, UserHistories, shard_contents
 from workers.video_labels import VideoLabels
 
 CALL_TIMEOUT_S = 10.0
@@ -78,12 +78,20 @@ class _Outgoing(NamedTuple):
     """-1: by the key."""
 
 
+class Committed(NamedTuple):
+    """A shard that is announced."""
+
+    sealed: ShardSealed
+    contents: ShardContents
+
+
 class ShardCommitter:
-    """Takes a full builder through the steps."""
+    """Takes a filled shard through the steps."""
 
     def __init__(
         self,
         settings: KafkaSettings,
+        watches: WatchSettings,
         producer: Producer,
         store: ObjectStore,
         *,
@@ -91,6 +99,7 @@ class ShardCommitter:
         on_step: StepHook,
     ) -> None:
         self._settings = settings
+        self._watches = watches
         self._producer = producer
         self._store = store
         self._writer = writer
@@ -98,9 +107,9 @@ class ShardCommitter:
         self._attempts = 0
 
     def commit(
-        self, builder: ShardBuilder, labels: VideoLabels, group_metadata: Any
-    ) -> ShardSealed:
-        """Write, announce and commit what the builder holds; return the announcement.
+        self, shard: FilledShard, users: UserHistories, labels: VideoLabels, group_metadata: Any
+    ) -> Committed:
+        """Write, announce and commit a shard; then it is part of the users' histories.
 
         Delivery: see `SealStep`. After an exception nothing is visible, and `abort` must be called.
         Blocks: until the brokers have all of it, at most `SETTLE_TIMEOUT_S`.
@@ -109,12 +118,19 @@ class ShardCommitter:
             KafkaException: the transaction must be aborted, or (fatal) this producer was fenced.
             TransientError: the store has not taken the file for `STORE_BUDGET_S`; nothing was begun.
         """
-        contents = builder.contents(labels.by_video, labels.codebook_version)
+        labels.poll()
+        contents = shard_contents(
+            shard,
+            users,
+            labels.by_video,
+            labels.codebook_version,
+            history_length=self._watches.history_length,
+        )
         self._on_step(SealStep.ENCODED)
 
         # Step 1. Write the file, under a name that no other attempt has: nothing announced is ever overwritten.
         self._attempts += 1
-        first = builder.ranges()[0]
+        first = shard.ranges[0]
         shard_id = (
             f"{first.partition:05d}-{first.first_offset:019d}-{self._writer}-{self._attempts}"
         )
@@ -127,16 +143,16 @@ class ShardCommitter:
         self._on_step(SealStep.TRANSACTION_BEGUN)
 
         # Step 3. Produce the histories, the counts, the dead letters and the announcement.
-        sealed = announcement(builder, contents, shard_id=shard_id, path=path, sha256=sha256)
-        for outgoing in _results(builder, sealed):
+        sealed = announcement(shard, contents, shard_id=shard_id, path=path, sha256=sha256)
+        for outgoing in _results(shard, contents, sealed, self._watches.counts_window_s):
             self._produce(outgoing)
         self._on_step(SealStep.RESULTS_PRODUCED)
 
         # Step 4. Send the offsets, each with the newest event time, as the member that was assigned them.
-        name, newest_ms = WATCHES.in_cluster(self._settings), builder.newest_event_times_ms()
+        name, newest_ms = WATCHES.in_cluster(self._settings), shard.newest_event_times_ms
         offsets = [
             TopicPartition(name, number, offset, metadata=str(newest_ms[number]))
-            for number, offset in builder.next_offsets().items()
+            for number, offset in shard.next_offsets.items()
         ]
         send = self._producer.send_offsets_to_transaction
         settle(lambda timeout_s: send(offsets, group_metadata, timeout_s))
@@ -145,7 +161,8 @@ class ShardCommitter:
         # Step 5. Commit: all of it becomes visible, or none.
         settle(self._producer.commit_transaction)
         self._on_step(SealStep.COMMITTED)
-        return sealed
+        users.apply(contents)
+        return Committed(sealed, contents)
 
     def _store_file(self, path: str, data: bytes) -> str:
         deadline = Deadline(STORE_BUDGET_S)
@@ -190,23 +207,23 @@ def shards_folder(settings: KafkaSettings) -> str:
 
 
 def announcement(
-    builder: ShardBuilder, contents: ShardContents, *, shard_id: str, path: str, sha256: str
+    shard: FilledShard, contents: ShardContents, *, shard_id: str, path: str, sha256: str
 ) -> ShardSealed:
-    """Return what is to be said of the shard that the builder holds, whose contents these are."""
-    first_append_ms, last_append_ms = builder.append_times_ms
+    """Return what is to be said of a shard with these contents."""
+    first_append_ms, last_append_ms = shard.append_times_ms
     return ShardSealed(
         shard_id=shard_id,
         path=path,
         sha256=sha256,
-        ranges=builder.ranges(),
+        ranges=shard.ranges,
         rows=contents.rows,
-        watches=builder.watches,
-        duplicates=builder.duplicates,
-        dead_letters=len(builder.dead_letters),
-        erased=builder.erased,
+        watches=contents.watches,
+        duplicates=shard.duplicates,
+        dead_letters=len(shard.dead_letters),
+        erased=shard.erasures + shard.watches - contents.watches,
         late=contents.late,
         unknown_videos=contents.unknown_videos,
-        empty_offsets=builder.empty_offsets,
+        empty_offsets=shard.empty_offsets,
         first_event_time_ms=contents.event_times_ms[0],
         last_event_time_ms=contents.event_times_ms[1],
         first_append_time_ms=first_append_ms,
@@ -215,14 +232,16 @@ def announcement(
     )
 
 
-def _results(builder: ShardBuilder, sealed: ShardSealed) -> Iterator[_Outgoing]:
+def _results(
+    shard: FilledShard, contents: ShardContents, sealed: ShardSealed, counts_window_s: int
+) -> Iterator[_Outgoing]:
     # A history goes to the number of the partition that its watches came from, whatever partitioner players use:
     # it is restored with that partition.
-    for partition, user_id, history in builder.updated_histories():
+    for partition, user_id, history in contents.updated_histories():
         yield _Outgoing(HISTORIES, user_id.encode(), history, partition)
-    for video_id, counts in builder.counts():
+    for video_id, counts in contents.counts(window_s=counts_window_s):
         yield _Outgoing(COUNTS, video_id.encode(), counts)
-    for key, letter in builder.dead_letters:
+    for key, letter in shard.dead_letters:
         yield _Outgoing(DEAD_LETTERS[WATCHES.name], key or b"", to_json(letter))
     yield _Outgoing(SHARDS, str(sealed.ranges[0].partition).encode(), to_json(sealed))
 

@@ -18,16 +18,19 @@ from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.client import TopicReader
 from streams.events import ShardSealed, to_json
-from streams.packed_history import new_names
 from streams.ranges import Offsets
 from streams.topics import WATCHES
 from workers.sealing import announcement
-from workers.shard_builder import Restored, ShardBuilder
+from workers.shard_builder import FilledShard, Restored, ShardBuilder
+from workers.shard_contents import ShardContents, UserHistories, shard_contents
 from workers.video_labels import VideoLabels
+from workers.watch_intake import records_of
 
 Progress = Callable[[str, int, int | None], None]
 INDEX_FILE = "shards.jsonl"
 FOLDER = "rebuilt"
+RECORDS_AT_ONCE = 1_000
+"""So many records at most does a shard have more than its limit."""
 
 
 @dataclass(frozen=True)
@@ -67,67 +70,80 @@ def rebuild_shards(
     index = f"{folder}/{INDEX_FILE}"
     if store.exists(index):
         raise ConfigError(f"{folder} holds rebuilt shards already: give another --name")
-    builder, labels = _builder(settings, start, progress), VideoLabels(settings.kafka)
+    (builder, users), labels = _builder(settings, start, progress), VideoLabels(settings.kafka)
     labels.close()
     shards: list[ShardSealed] = []
 
     def write() -> None:
-        contents = builder.contents(labels.by_video, labels.codebook_version)
+        shard = builder.take_shard()
+        contents = _contents(shard, users, settings, labels)
         shard_id = f"{name}-{len(shards):06d}"
         path = f"{folder}/{shard_id}.parquet"
         sha256 = store.put_bytes(path, contents.file)
-        shards.append(announcement(builder, contents, shard_id=shard_id, path=path, sha256=sha256))
-        builder.begin_next()
+        shards.append(announcement(shard, contents, shard_id=shard_id, path=path, sha256=sha256))
 
-    total = sum(ends[at] - first for at, first in start.items())
-    for done, message in enumerate(_records(settings, start, ends), start=1):
-        _add(builder, message)
-        if builder.watches >= settings.watches.shard_max_rows:
-            write()
-        if done % 1000 == 0 or done == total:
-            progress("rebuild", done, total)
+    done, total = 0, sum(ends[at] - first for at, first in start.items())
+    for records in _records(settings, start, ends):
+        for first in range(0, len(records), RECORDS_AT_ONCE):
+            builder.add(records_of(records[first : first + RECORDS_AT_ONCE]))
+            if builder.watches >= settings.watches.shard_max_rows:
+                write()
+        done += len(records)
+        progress("rebuild", done, total)
     if builder.records:
         write()
     store.put_bytes(index, b"".join(to_json(shard) + b"\n" for shard in shards))
     return Rebuilt(folder, shards)
 
 
-def _builder(settings: Settings, start: Offsets, progress: Progress) -> ShardBuilder:
-    """Return a builder at the start of the range, with the histories of the records before it."""
+def _builder(
+    settings: Settings, start: Offsets, progress: Progress
+) -> tuple[ShardBuilder, UserHistories]:
+    """Return a builder at the start of the range, and the histories of the records before it."""
     with TopicReader(settings.kafka, [WATCHES]) as reader:
-        first = dict(reader.next_offsets)
+        begin = dict(reader.next_offsets)
     builder = ShardBuilder(
-        {partition: Restored(first[name, partition], {}) for name, partition in start},
-        names=new_names(),
+        {partition: Restored(begin[name, partition]) for name, partition in start},
         settings=settings.watches,
     )
-    before = sum(start[at] - first[at] for at in start)
-    for done, message in enumerate(_records(settings, first, start), start=1):
-        _add(builder, message)
-        if done % 10_000 == 0 or done == before:
-            builder.begin_next()
-            progress("histories before", done, before)
+    users = UserHistories()
+    done, before = 0, sum(start[at] - begin[at] for at in start)
+    for records in _records(settings, begin, start):
+        builder.add(records_of(records))
+        _contents(builder.take_shard(), users, settings)
+        done += len(records)
+        progress("histories before", done, before)
     builder.skip_to({partition: offset for (_, partition), offset in start.items()})
-    return builder
+    return builder, users
 
 
-def _records(settings: Settings, start: Offsets, ends: Offsets) -> Iterator[Message]:
+def _contents(
+    shard: FilledShard, users: UserHistories, settings: Settings, labels: VideoLabels | None = None
+) -> ShardContents:
+    """Return what becomes of a shard, which is then part of the histories."""
+    contents = shard_contents(
+        shard,
+        users,
+        labels.by_video if labels else {},
+        labels.codebook_version if labels else 0,
+        history_length=settings.watches.history_length,
+    )
+    users.apply(contents)
+    return contents
+
+
+def _records(settings: Settings, start: Offsets, ends: Offsets) -> Iterator[list[Message]]:
     """Yield the records of a range, each partition's in order."""
     with TopicReader(settings.kafka, [WATCHES], start=start) as reader:
         while any(reader.next_offsets[at] < end for at, end in ends.items()):
-            for topic, message in reader.poll(timeout_s=0.2, max_records=10_000):
-                if message.offset() < ends[topic.name, message.partition()]:
-                    yield message
-
-
-def _add(builder: ShardBuilder, message: Message) -> None:
-    builder.add(
-        message.partition(),
-        message.offset(),
-        message.key(),
-        message.value(),
-        message.timestamp()[1],
-    )
+            polled = reader.poll(timeout_s=0.2, max_records=10_000)
+            found = [
+                message
+                for topic, message in polled
+                if message.offset() < ends[topic.name, message.partition()]
+            ]
+            if found:
+                yield found
 
 
 def rebuilt_name() -> str:

@@ -58,8 +58,9 @@ class VideoLabels:
 
     def poll(self) -> None:
         """Take in what was assigned or removed since the last call, without waiting for more."""
-        for _, message in self._reader.poll(timeout_s=0):
-            self._apply(message)
+        while found := self._reader.poll(timeout_s=0):
+            for _, message in found:
+                self._apply(message)
 
     def _apply(self, message: Message) -> None:
         key, value = message.key() or b"", message.value()

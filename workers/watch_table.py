@@ -1,68 +1,111 @@
-"""A partition's new watches as columns: from structs to Arrow, ten thousand at a time; knows nothing of rows and files.
+"""A partition's new watches as Arrow columns, straight from the bytes of their records; knows nothing of rows.
 
-Columns take a quarter of the memory of the structs, and numpy sorts them. Users, videos, contexts, arms and surfaces
-are numbers; -1 is none.
+Columns take a quarter of the memory of structs, and are sorted and merged without Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 
-from streams.counts import NO_ARM
+from streams.events import SURFACES
 from streams.history import MAX_PERCENT
-from streams.packed_history import Names, Numbered, surface_number
+from streams.watch_scan import NUMBERS, TEXTS, Scan
 from streams.watches import Watch
+from workers.watch_intake import Accepted, Records
 
-WATCHES_AT_ONCE = 10_000
-NOBODY = -1
+Array = npt.NDArray[Any]
+_TEXTS: Final = ("event_id", "user_id", "video_id", "context_video_id", "query", "arm", "user")
+_SURFACE_NUMBERS = {surface: number for number, surface in enumerate(SURFACES)}
 
 
-def watch_table(
-    watches: Sequence[Watch],
-    users: Sequence[int],
-    offsets: Sequence[int],
-    append_times_ms: Sequence[int],
-    names: Names,
-    arms: Numbered[str],
-) -> pa.Table:
-    """Return the watches as a table, in the same order, each with the number of its user."""
-    videos = names.videos
-    watched_s = np.array([watch.watched_s for watch in watches])
-    duration_s = np.array([watch.duration_s for watch in watches])
+def watch_table(records: Records, accepted: Accepted, rows: Array, late: Array) -> pa.Table:
+    """Return the watches in these rows, in their order; `user` is the JSON of the user's features."""
+    plain = accepted.scan
+    if accepted.watches:
+        is_odd = np.isin(rows, list(accepted.watches))
+        odd = [accepted.watches[row] for row in rows[is_odd].tolist()]
+        tables = [_scanned(plain, rows[~is_odd]), _from_structs(odd)]
+        back = np.argsort(np.concatenate([np.flatnonzero(~is_odd), np.flatnonzero(is_odd)]))
+        table = pa.concat_tables(tables).take(pa.array(back))
+    else:
+        table = _scanned(plain, rows)
+    return (
+        table.append_column("offset", pa.array(records.offset_R[rows]))
+        .append_column("append_time_ms", pa.array(records.append_time_ms_R[rows]))
+        .append_column("late", pa.array(late))
+    )
+
+
+def _scanned(scan: Scan, rows: Array) -> pa.Table:
+    numbers = {name: scan.numbers_RN[rows, at] for at, name in enumerate(NUMBERS)}
+    texts = {name: _texts(scan, TEXTS.index(name), rows) for name in _TEXTS}
+    return _table(numbers, texts)
+
+
+def _from_structs(watches: Sequence[Watch]) -> pa.Table:
+    numbers = {
+        name: np.array([getattr(watch, name) for watch in watches], np.float64)
+        for name in NUMBERS
+        if name != "surface"
+    }
+    numbers["surface"] = np.array(
+        [_SURFACE_NUMBERS[watch.surface] for watch in watches], np.float64
+    )
+    texts = {
+        name: pa.array([getattr(watch, name) for watch in watches], pa.string())
+        for name in _TEXTS
+        if name != "user"
+    }
+    features = [watch.user and msgspec.json.encode(watch.user).decode() for watch in watches]
+    return _table(numbers, texts | {"user": pa.array(features, pa.string())})
+
+
+def _table(numbers: dict[str, Array], texts: dict[str, Any]) -> pa.Table:
+    watched_s, duration_s = numbers["watched_s"], numbers["duration_s"]
     with np.errstate(over="ignore"):
         percent = np.rint(np.minimum(100 * watched_s / duration_s, MAX_PERCENT))
     return pa.table(
         {
-            "user": np.array(users, np.int64),
-            "video": np.array([videos[watch.video_id] for watch in watches], np.int32),
-            "context": np.array(
-                [
-                    NOBODY if watch.context_video_id is None else videos[watch.context_video_id]
-                    for watch in watches
-                ],
-                np.int32,
-            ),
-            "arm": np.array([arms[watch.arm or NO_ARM] for watch in watches], np.int32),
-            "surface": np.array([surface_number(watch.surface) for watch in watches], np.int8),
-            "event_time_ms": np.array([watch.event_time_ms for watch in watches], np.int64),
-            "offset": np.array(offsets, np.int64),
-            "append_time_ms": np.array(append_times_ms, np.int64),
-            "percent": percent.astype(np.int16),
+            **{name: texts[name] for name in _TEXTS},
+            "event_time_ms": numbers["event_time_ms"].astype(np.int64),
             "watched_s": watched_s,
             "duration_s": duration_s,
-            "liked": np.array([watch.liked for watch in watches], bool),
-            "event_id": pa.array([watch.event_id for watch in watches], pa.string()),
-            "query": pa.array([watch.query for watch in watches], pa.string()),
+            "percent": percent.astype(np.int16),
+            "surface": numbers["surface"].astype(np.int8),
+            "liked": numbers["liked"].astype(bool),
         }
     )
 
 
-def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
+def _texts(scan: Scan, text: int, rows: Array) -> Any:
+    begins, lengths = scan.begins_RT[rows, text], scan.lengths_RT[rows, text]
+    ends = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0))]).astype(np.int32)
+    data = np.empty(ends[-1], np.uint8)
+    _copy(np.frombuffer(scan.buffer, np.uint8), begins, ends, data)
+    is_null = lengths < 0
+    validity = None
+    if is_null.any():
+        validity = pa.py_buffer(np.packbits(~is_null, bitorder="little"))
+    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(data), validity)
+
+
+@njit(cache=True, nogil=True)
+def _copy(buffer: Any, begins: Any, ends: Any, data: Any) -> None:
+    for row in range(len(begins)):
+        # Unsigned, so that nobody asks whether an index counts from the end.
+        source, target = np.uint64(begins[row]), np.uint64(ends[row])
+        for at in range(np.uint64(ends[row + 1] - ends[row])):
+            data[target + at] = buffer[source + at]
+
+
+def column(table: pa.Table, name: str) -> Array:
     """Return a column of numbers."""
-    found: npt.NDArray[Any] = table.column(name).to_numpy()
+    found: Array = table.column(name).to_numpy()
     return found

@@ -2,11 +2,11 @@
 
 | loop | consumes | waits for | produces |
 | --- | --- | --- | --- |
-| take | watch.events, up to 10,000 records | 0.1 s, or as many records | rows in the builder |
-| label | video.semantic_ids | nothing | labels beside video ids |
-| seal | a full, or old enough, builder | the store, then Kafka | a file, ShardSealed, histories, counts, dead letters |
+| take | watch.events, up to 10,000 records | 0.1 s, or as many records; a shard that waits to be sealed | columns in the builder |
+| seal | a full, or old enough, shard; video.semantic_ids | the store, then Kafka | a file, ShardSealed, histories, counts, dead letters |
 
-Nothing is read while a shard is sealed, so memory is bounded by one shard and the histories.
+They are two threads: the next shard is filled while one is sealed. One waits at the most, so memory is bounded by two
+shards and the histories. The histories belong to the seal loop, the positions to the take loop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -28,15 +29,15 @@ from infra.log import configure, get_logger
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.client import consumer, producer
-from streams.events import ShardSealed
-from streams.packed_history import new_names
 from streams.topics import WATCHES
 from workers.member_slot import MemberSlot
 from workers.orphans import collect_orphans
 from workers.restoring import restore
-from workers.sealing import ShardCommitter, StepHook, settle
-from workers.shard_builder import ShardBuilder
+from workers.sealing import Committed, ShardCommitter, StepHook, settle
+from workers.shard_builder import FilledShard, ShardBuilder
+from workers.shard_contents import UserHistories
 from workers.video_labels import VideoLabels
+from workers.watch_intake import records_of
 
 GROUP = "freshet-watches"
 POLL_S = 0.1
@@ -55,8 +56,8 @@ class Sealer:
     """One member of the consumer group of sealers.
 
     A rebalance gives all partitions back (the eager protocol), so that every change of generation passes through the
-    callbacks and the group metadata are always those of the partitions in hand. Rows that were not sealed are dropped
-    then, and read again by whoever has the partition next.
+    callbacks and the group metadata are always those of the partitions in hand. A shard that is being sealed is waited
+    for, what was not sealed is dropped, and read again by whoever has the partition next.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Sealer:
         settle(transactional.init_transactions)
         self._committer = ShardCommitter(
             kafka,
+            settings.watches,
             transactional,
             store,
             writer=member[:8],
@@ -85,6 +87,9 @@ class Sealer:
         )
         self._labels = VideoLabels(kafka)
         self._builder: ShardBuilder | None = None
+        self._users = UserHistories()
+        self._sealing: Future[Committed] | None = None
+        self._seal_thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._assigned: tuple[int, ...] = ()
         self._group_metadata: Any = None
         self._must_restore = False
@@ -111,6 +116,8 @@ class Sealer:
         self._must_restore = True
 
     def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._sealing is not None:
+            wait([self._sealing])  # how it ended is seen to at the next step
         self._assigned = ()
         self._builder = None
         self._must_restore = False
@@ -127,26 +134,36 @@ class Sealer:
                 collect_orphans(self._settings.kafka, self._store)
                 collected = time.monotonic()
             self.step()
+        self._finish_sealing()
         if self._builder is not None and self._builder.records:
-            self._seal(self._builder)
+            self._start_sealing(self._builder.take_shard())
+            self._finish_sealing()
 
     def step(self) -> None:
-        """Take in the records that are there, and seal when it is time.
+        """Take in the records that are there, and begin to seal when it is time.
 
         Delivery: what was taken in and not sealed is read again after a crash.
+        Blocks: while the shard before is still being sealed and another one is full.
+
+        Raises:
+            TransientError: this member was fenced, or Kafka does not answer; start again.
         """
+        if self._sealing is not None and self._sealing.done():
+            self._finish_sealing()
         messages = self._consumer.consume(self._room(), POLL_S)
         if self._must_restore:
             # What was just consumed may be from before the assignment; it is read again from the restored offsets.
+            self._finish_sealing()
             self._restore()
             return
         builder = self._builder
         if builder is None:
             return
         self._take(builder, messages)
-        self._labels.poll()
         if self._is_time(builder):
-            self._seal(builder)
+            self._finish_sealing()
+            if self._builder is builder:
+                self._start_sealing(builder.take_shard())
 
     def _room(self) -> int:
         if self._builder is None:
@@ -156,41 +173,25 @@ class Sealer:
 
     def _restore(self) -> None:
         kafka = self._settings.kafka
-        names = new_names()
-        restored = restore(
-            kafka, self._consumer, self._assigned, names=names, watches=self._settings.watches
+        restored, self._users = restore(
+            kafka, self._consumer, self._assigned, watches=self._settings.watches
         )
         name = WATCHES.in_cluster(kafka)
         self._consumer.assign(
             [TopicPartition(name, number, found.next_offset) for number, found in restored.items()]
         )
-        self._builder = ShardBuilder(restored, names=names, settings=self._settings.watches)
+        self._builder = ShardBuilder(restored, settings=self._settings.watches)
         self._must_restore = False
         log.info(
             "partitions_restored",
             next_offsets={number: found.next_offset for number, found in restored.items()},
-            users=sum(len(found.histories) for found in restored.values()),
+            users=sum(map(len, self._users.by_partition.values())),
         )
 
     def _take(self, builder: ShardBuilder, messages: Sequence[Message]) -> None:
-        add = builder.add
-        for message in messages:
-            error = message.error()
-            if error is None:
-                append_time_ms = message.timestamp()[1]
-                add(
-                    message.partition(),
-                    message.offset(),
-                    message.key(),
-                    message.value(),
-                    append_time_ms,
-                )
-            elif error.fatal():
-                raise TransientError(
-                    f"this sealer was put out of its group: {error}; another process has its member name"
-                )
-            else:
-                log.warning("consume_failed", error=str(error))
+        if any(map(Message.error, messages)):
+            messages = [message for message in messages if not _failed(message)]
+        builder.add(records_of(messages))
 
     def _is_time(self, builder: ShardBuilder) -> bool:
         if builder.started is None:
@@ -202,18 +203,29 @@ class Sealer:
             or time.monotonic() - builder.started >= limits.shard_max_age_s
         )
 
-    def _seal(self, builder: ShardBuilder) -> None:
+    def _start_sealing(self, shard: FilledShard) -> None:
+        self._sealing = self._seal_thread.submit(
+            self._seal, shard, self._users, self._group_metadata
+        )
+
+    def _seal(self, shard: FilledShard, users: UserHistories, group_metadata: Any) -> Committed:
         started = time.monotonic()
+        committed = self._committer.commit(shard, users, self._labels, group_metadata)
+        _report(committed, shard, seconds=time.monotonic() - started)
+        return committed
+
+    def _finish_sealing(self) -> None:
+        """Wait for the shard that is being sealed, if one is; undo what could not be committed."""
+        sealing, self._sealing = self._sealing, None
+        if sealing is None:
+            return
         try:
-            sealed = self._committer.commit(builder, self._labels, self._group_metadata)
+            sealing.result()
         except KafkaException as error:
             self._abort(error)
-            return
-        _report(sealed, builder, seconds=time.monotonic() - started)
-        builder.begin_next()
 
     def _abort(self, error: KafkaException) -> None:
-        """Undo a shard that could not be committed; its records are read again, if they are still ours."""
+        """Drop all that was not committed; its records are read again, if they are still ours."""
         metrics.SHARDS.labels(outcome="aborted").inc()
         if error.args[0].fatal():
             raise TransientError(
@@ -226,13 +238,27 @@ class Sealer:
 
     def close(self) -> None:
         """Leave Kafka; the group keeps the partitions for this member for `SESSION_TIMEOUT_MS`."""
+        self._seal_thread.shutdown()
         self._consumer.close()
         self._labels.close()
 
 
-def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> None:
-    now = now_ms()
-    append_times_ms = builder.watch_append_times_ms()
+def _failed(message: Message) -> bool:
+    """Return whether a message is an error that passes by itself; raise one that does not."""
+    error = message.error()
+    if error is None:
+        return False
+    if error.fatal():
+        raise TransientError(
+            f"this sealer was put out of its group: {error}; another process has its member name"
+        )
+    log.warning("consume_failed", error=str(error))
+    return True
+
+
+def _report(committed: Committed, shard: FilledShard, *, seconds: float) -> None:
+    now, sealed = now_ms(), committed.sealed
+    append_times_ms = committed.contents.append_times_ms
     delay = metrics.STAGE_DELAY.labels(stage="watch_to_shard")
     sample = append_times_ms[:: 1 + len(append_times_ms) // DELAYS_PER_SHARD]
     for append_time_ms in sample.tolist():
@@ -244,7 +270,7 @@ def _report(sealed: ShardSealed, builder: ShardBuilder, *, seconds: float) -> No
         ("erased", sealed.erased),
     ):
         metrics.RECORDS.labels(topic=WATCHES.name, outcome=outcome).inc(count)
-    for reason, count in Counter(letter.reason for _, letter in builder.dead_letters).items():
+    for reason, count in Counter(letter.reason for _, letter in shard.dead_letters).items():
         metrics.DEAD_LETTERS.labels(topic=WATCHES.name, reason=reason).inc(count)
     metrics.LATE_WATCHES.inc(sealed.late)
     metrics.UNLABELLED_WATCHES.inc(sealed.unknown_videos)

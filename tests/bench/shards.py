@@ -45,8 +45,8 @@ from tests.bench.parts.watch_load import (
 )
 
 USERS, VIDEOS, EXPONENT = 200_000, 20_000, 0.8
-SHARD_WATCHES = 2_000_000
-SHARDS_WARM_UP, SHARDS_EARLY, SHARDS_MEASURED, SHARDS_PROFILED = 1, 2, 10, 2
+SHARD_WATCHES = 4_000_000
+SHARDS_WARM_UP, SHARDS_EARLY, SHARDS_MEASURED, SHARDS_PROFILED = 1, 1, 6, 1
 WATCHES_PER_ROW_MIN = 8.0
 EVENT_BYTES_MIN = 200
 CONSUMED, PLAIN_EVENTS, PEER_SHARD_EVENTS = 4_000_000, 2_000_000, 50_000
@@ -339,7 +339,7 @@ def _faust(settings: Settings, sizes: Sizes, folder: Path) -> list[Mark]:
 
 
 def _say_where_time_goes(spent: Spent) -> None:
-    say("where the sealer's main thread is, by cProfile:")
+    say("where the sealer's two threads are, by cProfile:")
     for stage, share in sorted(shares(spent.stages).items(), key=lambda item: -item[1]):
         say(f"  {share:6.1%}  {stage}")
     total = sum(spent.stages.values()) or 1.0

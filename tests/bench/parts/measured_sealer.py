@@ -1,7 +1,7 @@
 """The sealer as a process that says how far it is: `python -m tests.bench.parts.measured_sealer FOLDER FROM UNTIL`.
 
 A mark at every committed shard goes to FOLDER/marks, one before and one after each restore to FOLDER/restores. From the
-shard FROM until the shard UNTIL its main thread is profiled, into FOLDER/profile.json; before, nothing is in its way.
+shard FROM until the shard UNTIL its two threads are profiled, into FOLDER/profile.json; before, nothing is in its way.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import cProfile
 import pstats
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,16 +34,17 @@ class Spent(msgspec.Struct, frozen=True):
     functions: list[tuple[str, float]]
 
 
-def _spent(profile: cProfile.Profile) -> Spent:
-    stats: Any = pstats.Stats(profile)
+def _spent(*profiles: cProfile.Profile) -> Spent:
+    stats: Any = pstats.Stats(*profiles)
     return Spent(stage_seconds(stats.stats), costliest(stats.stats, COSTLIEST))
 
 
 def main(folder: Path, profile_from: int, profile_until: int) -> None:
     """Seal until SIGTERM."""
     restore = restoring.restore
-    profile = cProfile.Profile()
+    of_seal, of_take = cProfile.Profile(), cProfile.Profile()
     committed = 0
+    profiled = threading.Event()
 
     def measured_restore(*arguments: Any, **named: Any) -> Any:
         write_mark(folder / RESTORES, mark_now())
@@ -57,15 +59,30 @@ def main(folder: Path, profile_from: int, profile_until: int) -> None:
         write_mark(folder / MARKS, mark_now())
         committed += 1
         if committed == profile_from:
-            profile.enable()
+            of_seal.enable()
         elif committed == profile_until:
-            profile.disable()
-            write_atomically(folder / PROFILE, msgspec.json.encode(_spent(profile)))
+            of_seal.disable()
+            profiled.set()
 
     with patch.object(restoring, "restore", measured_restore):
-        from workers.watches import run  # takes up the measured restore
+        from workers.watches import Sealer, run  # takes up the measured restore
 
-        run(load_settings(), on_step=on_step)
+        step = Sealer.step
+
+        def profiled_step(sealer: Sealer) -> None:
+            is_measured = profile_from <= committed < profile_until
+            if is_measured:
+                of_take.enable()
+            step(sealer)
+            if is_measured:
+                of_take.disable()
+            if profiled.is_set():
+                profiled.clear()
+                spent = _spent(of_seal, of_take)
+                write_atomically(folder / PROFILE, msgspec.json.encode(spent))
+
+        with patch.object(Sealer, "step", profiled_step):
+            run(load_settings(), on_step=on_step)
 
 
 if __name__ == "__main__":

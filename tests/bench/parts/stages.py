@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 STAGES = (
-    "consume", "decode", "builder", "label", "arrow", "parquet", "histories", "store", "produce", "commit", "other",
+    "consume", "scan", "decode", "builder", "label", "arrow", "parquet", "histories", "counts", "store", "produce",
+    "commit", "wait", "other",
 )  # fmt: skip
 MAX_DEPTH = 8
 
@@ -30,6 +31,7 @@ _NATIVE = {
     "'produce": "produce",
     "cimpl.Producer": "commit",
     "msgspec.json.Decoder": "decode",
+    "_thread.lock": "wait",
     "pyarrow._parquet": "parquet",
     "pyarrow": "arrow",
 }
@@ -39,14 +41,19 @@ _BY_NAME = {
 }  # fmt: skip
 _BY_FILE = {
     "pyarrow/parquet/": "parquet",
-    "streams/histor": "histories",
+    "streams/watch_scan.py": "scan",
+    "streams/packed_history.py": "histories",
+    "streams/counts.py": "counts",
     "streams/watches.py": "decode",
     "streams/codec.py": "decode",
     "streams/events.py": "decode",
     "streams/shards.py": "arrow",
     "streams/client.py": "consume",
     "streams/": "builder",
+    "workers/shard_rows.py": "arrow",
+    "workers/shard_contents.py": "histories",
     "workers/video_labels.py": "label",
+    "workers/watch_intake.py": "decode",
     "workers/": "builder",
     "infra/storage.py": "store",
 }
