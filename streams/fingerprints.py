@@ -5,9 +5,10 @@ Not keyed: whoever may write to a topic could make two ids that share one, and s
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 NO_FINGERPRINT: Final = 0
@@ -16,7 +17,7 @@ _MIX, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
-def fingerprint(buf, begin, end):
+def fingerprint(buf: npt.NDArray[np.uint8], begin: int, end: int) -> Any:
     """Return the fingerprint of the bytes from `begin` up to `end`; never `NO_FINGERPRINT`."""
     value = _BASIS
     for at in range(begin, end):

@@ -31,7 +31,7 @@ class RecentIds:
         self._new = self._empty()
 
     def _empty(self) -> npt.NDArray[np.uint64]:
-        return np.full(1 << (ROOM * self.window - 1).bit_length(), NO_FINGERPRINT, np.uint64)
+        return np.zeros(1 << (ROOM * self.window - 1).bit_length(), np.uint64)  # of NO_FINGERPRINT
 
     def begin_of(self, offset: int) -> int:
         """Return the first offset that decides what is a duplicate at `offset`."""

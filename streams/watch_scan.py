@@ -55,7 +55,7 @@ _SPACE, _QUOTE, _COMMA, _DOT = (ord(each) for each in ' ",.')
 _ZERO, _NINE, _COLON, _LOW_E, _HIGH_E = (ord(each) for each in "09:eE")
 _OPEN, _CLOSE, _BRACKET, _BACKSLASH = (ord(each) for each in "{}[\\")
 _ONE = np.uint64(1)
-_PADDING = b'"' + 8 * b" "
+PADDING = b'"' + 8 * b" "
 """Behind the last record: whatever looks for a quote, or for a word, ends there."""
 
 
@@ -80,7 +80,7 @@ class Scan(NamedTuple):
 def scan_watches(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> Scan:
     """Read the records that are plain watches under their user's key."""
     num = len(values)
-    buffer, ends_R = _laid_out(values, _PADDING)
+    buffer, ends_R = _laid_out(values, PADDING)
     key_buffer, key_ends_R = _laid_out(keys, b"")
     scan = Scan(
         buffer,
@@ -122,8 +122,17 @@ def _is_utf8(buffer: bytes) -> bool:
 
 @njit(cache=True, nogil=True)
 def _scan(
-    buf, ends_R, keys, key_ends_R, is_utf8, is_watch_R, begins_RT, lengths_RT, numbers_RN, fingerprint_R
-):  # fmt: skip
+    buf: Array,
+    ends_R: Array,
+    keys: Array,
+    key_ends_R: Array,
+    is_utf8: bool,
+    is_watch_R: Array,
+    begins_RT: Array,
+    lengths_RT: Array,
+    numbers_RN: Array,
+    fingerprint_R: Array,
+) -> None:
     plain = _is_plain(buf)
     order = np.full(_REMEMBERED, _OTHER, np.int64)
     begin = key_begin = 0
@@ -140,7 +149,7 @@ def _scan(
 
 
 @njit(cache=True, nogil=True)
-def _is_plain(buf):
+def _is_plain(buf: Array) -> bool:
     """Return whether strings hold neither escapes nor control characters nor anything but ASCII."""
     found = False
     for byte in buf:
@@ -149,7 +158,17 @@ def _is_plain(buf):
 
 
 @njit(cache=True, nogil=True)
-def _scan_record(buf, at, end, plain, is_utf8, order, begins_T, lengths_T, numbers_N):
+def _scan_record(
+    buf: Array,
+    at: int,
+    end: int,
+    plain: bool,
+    is_utf8: bool,
+    order: Array,
+    begins_T: Array,
+    lengths_T: Array,
+    numbers_N: Array,
+) -> bool:
     """Return whether the record is a watch that the contract accepts; fills its row."""
     seen = position = 0
     at = _blank(buf, at)
@@ -202,7 +221,16 @@ def _scan_record(buf, at, end, plain, is_utf8, order, begins_T, lengths_T, numbe
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _takes_string(buf, first, close, chars, field, begins_T, lengths_T, numbers_N):
+def _takes_string(
+    buf: Array,
+    first: int,
+    close: int,
+    chars: int,
+    field: int,
+    begins_T: Array,
+    lengths_T: Array,
+    numbers_N: Array,
+) -> bool:
     """Return whether the field may have this string; notes it."""
     if field < _USER:
         begins_T[field] = first
@@ -218,7 +246,7 @@ def _takes_string(buf, first, close, chars, field, begins_T, lengths_T, numbers_
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _takes_number(value, is_whole, field, numbers_N):
+def _takes_number(value: float, is_whole: bool, field: int, numbers_N: Array) -> bool:
     """Return whether the field may have this number; notes it."""
     if _EVENT_TIME <= field <= _DURATION:
         at = field - _EVENT_TIME
@@ -232,7 +260,7 @@ def _takes_number(value, is_whole, field, numbers_N):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _takes_literal(literal, field, numbers_N):
+def _takes_literal(literal: int, field: int, numbers_N: Array) -> bool:
     """Return whether the field may be true, false or null; notes it."""
     if literal == _NULL:
         return _CONTEXT <= field <= _USER or field == _OTHER
@@ -243,7 +271,7 @@ def _takes_literal(literal, field, numbers_N):
 
 
 @njit(cache=True, nogil=True)
-def _blank(buf, at):
+def _blank(buf: Array, at: int) -> int:
     """Return where white space ends; behind the last record there is enough of something else."""
     while at < len(buf) and (buf[at] == _SPACE or 9 <= buf[at] <= 10 or buf[at] == 13):
         at += 1
@@ -251,7 +279,7 @@ def _blank(buf, at):
 
 
 @njit(cache=True, nogil=True)
-def _closing_quote(buf, first, plain, is_utf8):
+def _closing_quote(buf: Array, first: int, plain: bool, is_utf8: bool) -> Any:
     """Return where a string without escapes has its closing quote, else -1, and how many characters it has.
 
     It may be another record's; then it is beyond the end of this one, as is all that follows.
@@ -273,25 +301,27 @@ def _closing_quote(buf, first, plain, is_utf8):
 
 
 @njit(cache=True, nogil=True)
-def _equal(buf, begin, end, other, other_begin, other_end):
+def _equal(
+    buf: Array, begin: int, end: int, other: Array, other_begin: int, other_end: int
+) -> bool:
     if end - begin != other_end - other_begin:
         return False
     first, other_first = np.uint64(begin), np.uint64(other_begin)
-    for at in range(np.uint64(end - begin)):
+    for at in range(np.uint64(end - begin)):  # noqa: SIM110 - compiled code has no generators
         if buf[first + at] != other[other_first + at]:
             return False
     return True
 
 
 @njit(cache=True, nogil=True)
-def _is_named(buf, first, close, field):
+def _is_named(buf: Array, first: int, close: int, field: int) -> bool:
     if close >= len(buf) or buf[close] != _QUOTE:
         return False
     return _equal(buf, first, close, _FIELD_BYTES, _FIELD_ENDS[field], _FIELD_ENDS[field + 1])
 
 
 @njit(cache=True, nogil=True)
-def _find(buf, begin, end, names, ends):
+def _find(buf: Array, begin: int, end: int, names: Array, ends: Array) -> int:
     """Return which of the names it is, or how many there are."""
     for number in range(len(ends) - 1):
         if _equal(buf, begin, end, names, ends[number], ends[number + 1]):
@@ -300,7 +330,7 @@ def _find(buf, begin, end, names, ends):
 
 
 @njit(cache=True, nogil=True)
-def _decimal(buf, at):
+def _decimal(buf: Array, at: int) -> tuple[int, float, bool]:
     """Return where a number without sign and exponent ends, its value, and whether it has no decimals.
 
     The end is -1 where it is something else, or has too many digits to be read exactly.
@@ -328,7 +358,7 @@ def _decimal(buf, at):
 
 
 @njit(cache=True, nogil=True)
-def _object_end(buf, at, end, plain, is_utf8):
+def _object_end(buf: Array, at: int, end: int, plain: bool, is_utf8: bool) -> int:
     """Return the end of a flat object, whatever stands in it; -1 for another or none."""
     at += 1
     while at < end:
@@ -336,7 +366,7 @@ def _object_end(buf, at, end, plain, is_utf8):
         at += 1
         if byte == _CLOSE:
             return at
-        if byte == _OPEN or byte == _BRACKET or byte >= 0x80:
+        if byte in (_OPEN, _BRACKET) or byte >= 0x80:
             return -1
         if byte == _QUOTE:
             close, _ = _closing_quote(buf, at, plain, is_utf8)
@@ -347,7 +377,7 @@ def _object_end(buf, at, end, plain, is_utf8):
 
 
 @njit(cache=True, nogil=True)
-def _literal(buf, at):
+def _literal(buf: Array, at: int) -> tuple[int, int]:
     """Return where true, false or null ends, and which it is; -1 for anything else."""
     for number in range(len(_LITERAL_ENDS) - 1):
         begin, end = _LITERAL_ENDS[number], _LITERAL_ENDS[number + 1]

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from confluent_kafka import Message
 
 from infra.errors import DecodeError
-from streams.fingerprints import text_fingerprint
-from streams.watch_scan import MAX_SCANNED_BYTES, NUMBERS, TEXTS, Scan, scan_watches
-from streams.watches import UserFeatures, Watch, decode_watch
 from streams.events import UserErased
+from streams.fingerprints import text_fingerprint
+from streams.watch_scan import MAX_SCANNED_BYTES, NUMBERS, PADDING, TEXTS, Scan, scan_watches
+from streams.watches import UserFeatures, Watch, decode_watch
 
 Array = npt.NDArray[Any]
 _USER, _EVENT_TIME = TEXTS.index("user"), NUMBERS.index("event_time_ms")
@@ -72,7 +72,8 @@ class Accepted(NamedTuple):
         """Return how long the values are, all together."""
         apart = self.watches.keys() | self.erased.keys() | self.refused.keys()
         sizes = (len(records.values[row] or b"") for row in apart)
-        return len(self.scan.buffer) + sum(size for size in sizes if size > MAX_SCANNED_BYTES)
+        long = sum(size for size in sizes if size > MAX_SCANNED_BYTES)
+        return len(self.scan.buffer) - len(PADDING) + long
 
 
 class WatchIntake:

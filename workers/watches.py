@@ -2,8 +2,8 @@
 
 | loop | consumes | waits for | produces |
 | --- | --- | --- | --- |
-| take | watch.events, up to 10,000 records | 0.1 s, or as many records; a shard that waits to be sealed | columns in the builder |
-| seal | a full, or old enough, shard; video.semantic_ids | the store, then Kafka | a file, ShardSealed, histories, counts, dead letters |
+| take | watch.events, up to 10,000 records | 0.1 s, or as many; a full shard that cannot be sealed yet | columns |
+| seal | a full, or old enough, shard; video.semantic_ids | the store, then Kafka | see `ShardCommitter` |
 
 They are two threads: the next shard is filled while one is sealed. One waits at the most, so memory is bounded by two
 shards and the histories. The histories belong to the seal loop, the positions to the take loop.

@@ -182,9 +182,9 @@ def test_run_whose_shards_leave_out_or_refuse_events_is_not_reported() -> None:
 def test_rates_leave_out_the_first_shard_and_what_was_profiled() -> None:
     run = measured_run()
     marks = list(run.sealed.marks)
-    marks[0], marks[11] = mark(0, 0, 0, 101), mark(10**9, 10**6, 10**6, 10**6)
-    marks[1] = mark(4_000, 1, 3, 102)
-    marks[9] = mark(36_000, 9, 9, 110)
+    marks[shards.SHARDS_WARM_UP - 1] = mark(4_000, 1, 1)
+    marks[shards.SHARDS_MEASURED - 1] = mark(40_000, 10, 10)
+    marks[-1] = mark(10**9, 10**6, 10**6)
     found = values(dataclasses.replace(run, sealed=dataclasses.replace(run.sealed, marks=marks)))
     assert found["events_per_s_per_core"] == 36_000 / 9
     assert found["events_per_s"] == 36_000 / 9
@@ -203,7 +203,9 @@ def test_memory_is_compared_at_the_same_moment_of_a_shard_and_beyond_what_histor
     per_user = 200 * MB / shards.FULL_USERS
     assert found["rss_growth_mb"] == shards.SHARDS_MEASURED - shards.SHARDS_EARLY
     assert found["history_bytes_per_user"] == per_user
-    assert found["rss_growth_beyond_histories_mb"] == pytest.approx(8 - 500 * per_user / 100 / MB)
+    assert found["rss_growth_beyond_histories_mb"] == pytest.approx(
+        found["rss_growth_mb"] - 500 * per_user / 100 / MB
+    )
     assert found["restore_users_per_s"] == shards.RESTORED_USERS / 20
 
 
@@ -225,7 +227,7 @@ def test_scale_shrinks_sizes_and_never_to_nothing() -> None:
 
 def test_own_time_counts_for_the_stage_and_native_time_for_the_stage_that_called() -> None:
     step = ("workers/watches.py", 1, "step")
-    history = ("streams/history.py", 1, "add")
+    history = ("streams/packed_history.py", 1, "merge")
     library = ("site-packages/fsspec/local.py", 1, "pipe_file")
     store = ("infra/storage.py", 1, "put_bytes")
     consume = ("~", 0, "<method 'consume' of 'cimpl.Consumer' objects>")
@@ -247,7 +249,7 @@ def test_own_time_counts_for_the_stage_and_native_time_for_the_stage_that_called
     }
     found = {stage: seconds for stage, seconds in stage_seconds(profile).items() if seconds}
     assert found == {"builder": 1.25, "histories": 2.5, "consume": 3.0, "store": 2.0}
-    assert costliest(profile, 2) == [(consume[2], 3.0), ("history.add", 2.0)]
+    assert costliest(profile, 2) == [(consume[2], 3.0), ("packed_history.merge", 2.0)]
 
 
 def test_time_that_nobody_asked_for_is_other() -> None:

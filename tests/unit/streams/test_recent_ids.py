@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.fingerprints import text_fingerprint
 from streams.recent_ids import RecentIds
+
+
+def take(recent: RecentIds, events: list[tuple[int, str]]) -> list[bool]:
+    """Return which events, an offset and an id each, are duplicates."""
+    offsets = np.array([offset for offset, _ in events], np.int64)
+    fingerprints = np.array([text_fingerprint(event_id) for _, event_id in events], np.uint64)
+    return recent.take(offsets, fingerprints).tolist()
 
 
 def test_event_is_a_duplicate_for_at_least_a_window_and_at_most_two() -> None:
     recent = RecentIds(10)
-    assert [recent.take(offset, "a") for offset in (0, 9, 19)] == [False, True, True]
-    assert not recent.take(40, "a")
+    assert take(recent, [(0, "a"), (9, "a"), (19, "a")]) == [False, True, True]
+    assert take(recent, [(40, "a")]) == [False]
 
 
-@given(st.lists(st.sampled_from("abcdef"), max_size=60), st.integers(1, 9), st.integers(0, 60))
+def test_window_that_is_full_of_ids_still_tells_them_apart() -> None:
+    recent = RecentIds(1_000)
+    first = [(offset, f"e{offset}") for offset in range(1_000)]
+    assert not any(take(recent, first))
+    assert all(take(recent, [(1_000 + offset, event_id) for offset, event_id in first]))
+
+
+batches = st.lists(st.lists(st.sampled_from("abcdef"), max_size=20), max_size=6)
+
+
+@settings(deadline=None)
+@given(batches, st.integers(1, 9), st.integers(0, 60))
 def test_one_that_starts_anywhere_answers_as_one_that_never_stopped(
-    event_ids: list[str], window: int, stop: int
+    polled: list[list[str]], window: int, stop: int
 ) -> None:
-    whole = RecentIds(window)
-    expected = [whole.take(offset, event_id) for offset, event_id in enumerate(event_ids)]
+    event_ids = [event_id for batch in polled for event_id in batch]
+    events = list(enumerate(event_ids))
+    whole, expected = RecentIds(window), list[bool]()
+    for batch in polled:
+        expected += take(whole, events[len(expected) : len(expected) + len(batch)])
     restarted = RecentIds(window)
     begin = restarted.begin_of(stop)
-    for offset, event_id in enumerate(event_ids[begin:stop], start=begin):
-        restarted.take(offset, event_id)
-    assert [
-        restarted.take(offset, event_id)
-        for offset, event_id in enumerate(event_ids[stop:], start=stop)
-    ] == expected[stop:]
+    take(restarted, events[begin:stop])
+    assert take(restarted, events[stop:]) == expected[stop:]
     for offset, found in enumerate(expected):
         if event_ids[offset] in event_ids[max(0, offset - window) : offset]:
             assert found

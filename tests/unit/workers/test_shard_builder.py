@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,24 +17,64 @@ from streams.history import History, decode_history
 from streams.packed_history import decode_histories, new_names
 from streams.shards import ShardRow, read_shard
 from streams.watches import Watch, decode_watch
-from workers.shard_builder import Restored, ShardBuilder
+from workers.shard_builder import FilledShard, Restored, ShardBuilder
+from workers.shard_contents import ShardContents, UserHistories, shard_contents
 from workers.video_labels import VideoLabel
+from workers.watch_intake import Records
 
 NOW_MS = 1_700_000_000_000
 
 
-def builder(*, next_offset: int = 0, history_length: int = 100) -> ShardBuilder:
-    return ShardBuilder(
-        {0: Restored(next_offset, {}), 1: Restored(0, {})},
-        names=new_names(),
-        settings=WatchSettings(history_length=history_length, future_slack_s=60, lateness_s=10),
+class Sealing:
+    """A builder and the histories that its shards are merged into, one record at a time."""
+
+    def __init__(
+        self,
+        restored: Restored | None = None,
+        *,
+        users: UserHistories | None = None,
+        length: int = 100,
+    ) -> None:
+        settings = WatchSettings(history_length=length, future_slack_s=60, lateness_s=10)
+        self.builder = ShardBuilder({0: restored or Restored(0), 1: Restored(0)}, settings=settings)
+        self.users = users or UserHistories()
+        self._length = length
+
+    def add(
+        self,
+        offset: int,
+        value: bytes | None,
+        *,
+        key: bytes | None = b"u",
+        append_time_ms: int = NOW_MS,
+    ) -> None:
+        self.builder.add(records((offset, key, value), append_time_ms=append_time_ms))
+
+    def shard(
+        self, videos: dict[str, VideoLabel] | None = None, codebook_version: int = 0
+    ) -> tuple[FilledShard, ShardContents]:
+        """Return the shard and what becomes of it, which is then committed."""
+        filled = self.builder.take_shard()
+        contents = shard_contents(
+            filled, self.users, videos or {}, codebook_version, history_length=self._length
+        )
+        self.users.apply(contents)
+        return filled, contents
+
+
+def records(
+    *found: tuple[int, bytes | None, bytes | None], append_time_ms: int = NOW_MS
+) -> Records:
+    """Return records of partition 0: offset, key and value."""
+    offsets, keys, values = zip(*found, strict=True)
+    num = len(found)
+    return Records(
+        np.zeros(num, np.int64), np.array(offsets), np.full(num, append_time_ms), keys, values
     )
 
 
-def rows_of(
-    target: ShardBuilder, videos: dict[str, VideoLabel] | None = None, codebook_version: int = 0
-) -> list[ShardRow]:
-    return read_shard(target.contents(videos or {}, codebook_version).file)
+def rows_of(contents: ShardContents) -> list[ShardRow]:
+    return read_shard(contents.file)
 
 
 def record(event_id: str, **changed: Any) -> bytes:
@@ -49,41 +90,55 @@ def record(event_id: str, **changed: Any) -> bytes:
     return json.dumps(event | changed).encode()
 
 
-def add(
-    target: ShardBuilder, offset: int, value: bytes | None, *, key: bytes | None = b"u"
-) -> None:
-    target.add(0, offset, key, value, NOW_MS)
-
-
 def test_every_record_is_a_watch_a_duplicate_or_a_dead_letter() -> None:
-    found = builder()
+    found = Sealing()
     for offset, value in enumerate([record("a"), record("a"), b"{", None, record("b")]):
-        add(found, offset, value)
-    assert (found.watches, found.duplicates, len(found.dead_letters), found.records) == (2, 1, 2, 5)
-    assert found.ranges() == (OffsetRange(partition=0, first_offset=0, last_offset=4),)
+        found.add(offset, value)
+    filled, contents = found.shard()
+    assert (filled.watches, filled.duplicates, len(filled.dead_letters)) == (2, 1, 2)
+    assert (filled.records, contents.watches) == (5, 2)
+    assert filled.ranges == (OffsetRange(partition=0, first_offset=0, last_offset=4),)
+    assert filled.next_offsets == {0: 5, 1: 0}
+
+
+def test_records_of_several_partitions_in_one_poll_stay_apart() -> None:
+    found = Sealing()
+    values = [record("a"), record("a"), b"{", record("b")]
+    found.builder.add(
+        Records(
+            np.array([1, 0, 1, 0]), np.array([0, 0, 1, 1]), np.full(4, NOW_MS), [b"u"] * 4, values
+        )
+    )
+    filled, contents = found.shard()
+    assert (filled.duplicates, filled.next_offsets) == (0, {0: 2, 1: 2})
+    assert [
+        [(each.partition, each.offset, each.event_id) for each in row.watches]
+        for row in rows_of(contents)
+    ] == [[(0, 0, "a"), (0, 1, "b")], [(1, 0, "a")]]
 
 
 def test_offsets_without_a_record_are_inside_the_range_and_counted() -> None:
-    found = builder(next_offset=5)
-    add(found, 7, record("a"))
-    add(found, 9, record("b"))
-    assert found.ranges() == (OffsetRange(partition=0, first_offset=5, last_offset=9),)
-    assert found.empty_offsets == 3
+    found = Sealing(Restored(5))
+    found.add(7, record("a"))
+    found.add(9, record("b"))
+    filled, _ = found.shard()
+    assert filled.ranges == (OffsetRange(partition=0, first_offset=5, last_offset=9),)
+    assert filled.empty_offsets == 3
 
 
 def test_record_before_the_next_offset_is_our_own_mistake() -> None:
-    found = builder(next_offset=5)
-    with pytest.raises(AssertionError, match="offset=4 expected 5"):
-        add(found, 4, record("a"))
+    with pytest.raises(AssertionError, match="expected 5"):
+        Sealing(Restored(5)).add(4, record("a"))
 
 
 def test_row_holds_history_before_the_shard_and_new_watches_by_event_time() -> None:
-    found = builder()
-    add(found, 0, record("a", video_id="first"))
-    found.begin_next()
-    add(found, 1, record("b", event_time_ms=NOW_MS + 20, user={"region": "de"}))
-    add(found, 2, record("c", event_time_ms=NOW_MS + 10, liked=True, query="cats"))
-    [row] = rows_of(found, {"first": VideoLabel((1, 2), "c"), "v": VideoLabel((3, 4), None)}, 7)
+    found = Sealing()
+    found.add(0, record("a", video_id="first"))
+    found.shard()
+    found.add(1, record("b", event_time_ms=NOW_MS + 20, user={"region": "de"}))
+    found.add(2, record("c", event_time_ms=NOW_MS + 10, liked=True, query="cats"))
+    _, contents = found.shard({"first": VideoLabel((1, 2), "c"), "v": VideoLabel((3, 4), None)}, 7)
+    [row] = rows_of(contents)
     assert (row.user_id, row.region, row.age, row.codebook_version) == ("u", "de", None, 7)
     [past] = row.history
     assert (past.video_id, past.semantic_id, past.channel, past.percent) == (
@@ -98,37 +153,70 @@ def test_row_holds_history_before_the_shard_and_new_watches_by_event_time() -> N
     assert (late.duration_s, late.append_time_ms, late.partition) == (60, NOW_MS, 0)
 
 
+def test_watches_that_only_the_contract_can_read_keep_their_place() -> None:
+    found = Sealing()
+    features = {"region": "d\u00e9", "age": 7}
+    values = [
+        record("a", context_video_id="c", arm="x"),
+        record("b", query='says "\u00e9"', user=features, watched_s="30", context_video_id="c"),
+        record("c", video_id="\u00fc", liked="yes"),
+    ]
+    found.builder.add(records(*((offset, b"u", value) for offset, value in enumerate(values))))
+    _, contents = found.shard()
+    [row] = rows_of(contents)
+    assert (row.region, row.age) == ("d\u00e9", 7)
+    assert [
+        (each.offset, each.event_id, each.video_id, each.query, each.percent, each.liked)
+        for each in row.watches
+    ] == [
+        (0, "a", "v", None, 25, False),
+        (1, "b", "v", 'says "\u00e9"', 50, False),
+        (2, "c", "\u00fc", None, 25, True),
+    ]
+    assert [each.context_video_id for each in row.watches] == ["c", "c", None]
+    assert sorted(json.loads(value)["arm"] for _, value in contents.counts(window_s=60)) == [
+        "", "", "x",
+    ]  # fmt: skip
+
+
 def test_videos_without_a_semantic_id_stay_null() -> None:
-    found = builder()
-    add(found, 0, record("a"))
-    [row] = rows_of(found)
+    found = Sealing()
+    found.add(0, record("a"))
+    _, contents = found.shard()
+    [row] = rows_of(contents)
     assert (row.watches[0].semantic_id, row.watches[0].channel) == (None, None)
+    assert contents.unknown_videos == 1
 
 
 def test_next_shard_begins_where_the_last_ended_and_still_knows_duplicates() -> None:
-    found = builder()
-    add(found, 0, record("a"))
-    found.begin_next()
-    assert (found.ranges(), found.records, found.started) == ((), 0, None)
-    add(found, 1, record("a"))
-    assert found.duplicates == 1
-    assert found.ranges() == (OffsetRange(partition=0, first_offset=1, last_offset=1),)
-    assert rows_of(found) == []
-    assert list(found.updated_histories()) == []
+    found = Sealing()
+    found.add(0, record("a"))
+    found.shard()
+    assert (found.builder.records, found.builder.started) == (0, None)
+    found.add(1, record("a"))
+    filled, contents = found.shard()
+    assert filled.duplicates == 1
+    assert filled.ranges == (OffsetRange(partition=0, first_offset=1, last_offset=1),)
+    assert rows_of(contents) == []
+    assert list(contents.updated_histories()) == []
+
+
+def test_shard_that_is_not_committed_changes_no_history() -> None:
+    found = Sealing()
+    found.add(0, record("a"))
+    shard_contents(found.builder.take_shard(), found.users, {}, 0, history_length=100)
+    assert found.users.by_partition == {}
 
 
 def test_updated_histories_are_bounded_contract_events_with_their_partition() -> None:
-    found = builder(history_length=2)
+    found = Sealing(length=2)
     for offset in range(3):
-        add(
-            found,
-            offset,
-            record(f"e{offset}", video_id=f"v{offset}", event_time_ms=NOW_MS + offset),
-        )
-    found.contents({}, 0)
-    [(partition, user_id, value)] = found.updated_histories()
+        value = record(f"e{offset}", video_id=f"v{offset}", event_time_ms=NOW_MS + offset)
+        found.add(offset, value)
+    _, contents = found.shard()
+    [(partition, user_id, written)] = contents.updated_histories()
     assert (partition, user_id) == (0, "u")
-    history = decode(UserHistory, value)
+    history = decode(UserHistory, written)
     assert history.video_ids == ("v1", "v2")
 
 
@@ -144,18 +232,27 @@ def test_updated_histories_are_bounded_contract_events_with_their_partition() ->
 def test_watch_that_breaks_a_rule_of_the_log_is_refused(
     key: bytes | None, event_time_ms: int, reason: str | None
 ) -> None:
-    found = builder()
-    add(found, 0, record("a", event_time_ms=event_time_ms), key=key)
-    assert [letter.reason for _, letter in found.dead_letters] == ([reason] if reason else [])
+    found = Sealing()
+    found.add(0, record("a", event_time_ms=event_time_ms), key=key)
+    filled, _ = found.shard()
+    assert [letter.reason for _, letter in filled.dead_letters] == ([reason] if reason else [])
 
 
 def test_append_times_span_all_records() -> None:
-    found = builder()
+    found = Sealing()
     for offset, append_time_ms in enumerate([50, 40, 60]):
-        found.add(0, offset, b"u", record(str(offset), event_time_ms=0), append_time_ms)
-    assert found.append_times_ms == (40, 60)
-    found.contents({}, 0)
-    assert sorted(found.watch_append_times_ms()) == [40, 50, 60]
+        found.add(offset, record(str(offset), event_time_ms=0), append_time_ms=append_time_ms)
+    filled, contents = found.shard()
+    assert filled.append_times_ms == (40, 60)
+    assert sorted(contents.append_times_ms) == [40, 50, 60]
+
+
+def test_bytes_of_all_values_are_counted_however_long() -> None:
+    found = Sealing()
+    long = record("b", query="x" * 5_000)
+    values: list[bytes | None] = [record("a"), None, long, record("c", query="\u00e9")]
+    found.builder.add(records(*((offset, b"u", value) for offset, value in enumerate(values))))
+    assert found.builder.num_bytes == sum(len(value or b"") for value in values)
 
 
 def erasure(event_id: str, user_id: str = "u") -> bytes:
@@ -164,77 +261,77 @@ def erasure(event_id: str, user_id: str = "u") -> bytes:
 
 
 def test_erased_user_leaves_the_shard_at_hand_and_the_histories() -> None:
-    found = builder()
-    add(found, 0, record("a"))
-    found.begin_next()
+    found = Sealing()
+    found.add(0, record("a"))
+    found.shard()
     for offset, value in enumerate([record("b"), record("b"), erasure("x")], start=1):
-        add(found, offset, value)
-    add(found, 4, record("c", user_id="other"), key=b"other")
-    assert (found.watches, found.duplicates, found.erased, found.records) == (1, 1, 2, 4)
-    assert [row.user_id for row in rows_of(found)] == ["other"]
-    histories = {user_id: value for _, user_id, value in found.updated_histories()}
+        found.add(offset, value)
+    found.add(4, record("c", user_id="other"), key=b"other")
+    filled, contents = found.shard()
+    assert (filled.duplicates, filled.erasures, filled.watches, filled.records) == (1, 1, 2, 4)
+    assert contents.watches == 1
+    assert [row.user_id for row in rows_of(contents)] == ["other"]
+    histories = {user_id: value for _, user_id, value in contents.updated_histories()}
     assert histories["u"] is None
     assert histories["other"] is not None
-    assert [json.loads(counts)["views"] for _, counts in found.counts()] == [1]
+    assert [json.loads(counts)["views"] for _, counts in contents.counts(window_s=60)] == [1]
+    assert found.users.by_partition[0].keys() == {"other"}
 
 
 def test_user_who_watches_on_after_the_erasure_begins_anew() -> None:
-    found = builder()
-    add(found, 0, record("a"))
-    found.begin_next()
-    add(found, 1, erasure("x"))
-    add(found, 2, record("b"))
-    [row] = rows_of(found)
-    assert (row.history, [each.event_id for each in row.watches]) == ([], ["b"])
-    [(_, _, value)] = found.updated_histories()
+    found = Sealing()
+    found.add(0, record("a"))
+    found.shard()
+    found.add(1, record("dropped", user={"region": "de"}))
+    found.add(2, erasure("x"))
+    found.add(3, record("b"))
+    _, contents = found.shard()
+    [row] = rows_of(contents)
+    assert (row.history, row.region, [each.event_id for each in row.watches]) == ([], None, ["b"])
+    [(_, _, value)] = contents.updated_histories()
     assert value is not None
     assert len(decode(UserHistory, value).video_ids) == 1
-    found.begin_next()
-    add(found, 3, record("c"))
-    [row] = rows_of(found)
+    found.add(4, record("c"))
+    [row] = rows_of(found.shard()[1])
     assert len(row.history) == 1
 
 
 def test_erasure_of_somebody_unknown_is_counted_and_leaves_a_tombstone() -> None:
-    found = builder()
-    add(found, 0, erasure("x"))
-    assert (found.erased, found.records) == (1, 1)
-    found.contents({}, 0)
-    assert list(found.updated_histories()) == [(0, "u", None)]
-    found.begin_next()
-    found.contents({}, 0)
-    assert list(found.updated_histories()) == []
+    found = Sealing()
+    found.add(0, erasure("x"))
+    filled, contents = found.shard()
+    assert (filled.erasures, filled.records) == (1, 1)
+    assert list(contents.updated_histories()) == [(0, "u", None)]
+    assert list(found.shard()[1].updated_histories()) == []
 
 
 def test_watch_behind_the_watermark_is_kept_and_marked() -> None:
-    found = builder()  # 10 s late
+    found = Sealing()  # 10 s late
     for offset, event_time_ms in enumerate(
         [NOW_MS - 10_001, NOW_MS, NOW_MS - 10_000, NOW_MS - 10_001]
     ):
-        add(found, offset, record(f"e{offset}", event_time_ms=event_time_ms))
-    [row] = rows_of(found)
+        found.add(offset, record(f"e{offset}", event_time_ms=event_time_ms))
+    filled, contents = found.shard()
+    [row] = rows_of(contents)
     assert {each.event_id: each.late for each in row.watches} == {
         "e0": False, "e1": False, "e2": False, "e3": True,
     }  # fmt: skip
-    assert (found.watches, found.contents({}, 0).late) == (4, 1)
-    assert found.newest_event_times_ms() == {0: NOW_MS, 1: 0}
+    assert (contents.watches, contents.late) == (4, 1)
+    assert filled.newest_event_times_ms == {0: NOW_MS, 1: 0}
 
 
 def test_watermark_goes_on_where_the_last_sealer_was() -> None:
-    found = ShardBuilder(
-        {0: Restored(0, {}, newest_event_time_ms=NOW_MS)},
-        names=new_names(),
-        settings=WatchSettings(lateness_s=10),
-    )
-    add(found, 0, record("a", event_time_ms=NOW_MS - 10_001))
-    assert found.contents({}, 0).late == 1
+    found = Sealing(Restored(0, newest_event_time_ms=NOW_MS))
+    found.add(0, record("a", event_time_ms=NOW_MS - 10_001))
+    assert found.shard()[1].late == 1
 
 
 def test_erased_event_that_is_delivered_again_stays_out() -> None:
-    found = builder()
+    found = Sealing()
     for offset, value in enumerate([record("a"), erasure("x"), record("a")]):
-        add(found, offset, value)
-    assert (found.watches, found.duplicates, found.erased) == (0, 1, 2)
+        found.add(offset, value)
+    filled, contents = found.shard()
+    assert (contents.watches, filled.duplicates, filled.erasures) == (0, 1, 1)
 
 
 some_watches = st.lists(
@@ -248,20 +345,16 @@ def test_histories_are_the_same_wherever_shards_end_and_a_sealer_is_restored(
     seen: list[tuple[str, int, bool]], cuts: set[int], restored_at: int, length: int
 ) -> None:
     expected: dict[str, History] = {}
-    target, written = builder(history_length=length), dict[str, bytes]()
+    target, written = Sealing(length=length), dict[str, bytes]()
     for offset, (user_id, time_ms, with_features) in enumerate([*seen, ("u", 0, False)]):
         if offset in cuts or offset in (restored_at, len(seen)):
-            target.contents({}, 0)
-            written |= {user: value for _, user, value in target.updated_histories() if value}
-            target.begin_next()
+            _, contents = target.shard()
+            written |= {user: value for _, user, value in contents.updated_histories() if value}
         if offset == restored_at:
             names = new_names()
             users, packed = decode_histories(written.values(), names)
-            target = ShardBuilder(
-                {0: Restored(offset, dict(zip(users, packed, strict=True)))},
-                names=names,
-                settings=WatchSettings(history_length=length),
-            )
+            histories = UserHistories(names, {0: dict(zip(users, packed, strict=True))})
+            target = Sealing(Restored(offset), users=histories, length=length)
         if offset == len(seen):
             break
         event = record(
@@ -272,7 +365,7 @@ def test_histories_are_the_same_wherever_shards_end_and_a_sealer_is_restored(
             watched_s=offset,
             user={"region": f"r{offset}"} if with_features else None,
         )
-        add(target, offset, event, key=user_id.encode())
+        target.add(offset, event, key=user_id.encode())
         watch = decode_watch(event)
         assert isinstance(watch, Watch)
         expected.setdefault(user_id, History()).add(watch, length=length)
