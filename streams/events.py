@@ -18,6 +18,8 @@ LRM_MODEL_NAME = "lrm"
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")
+HISTORY_WATCH_CHARS = 12
+"""Base64 of the 9 bytes of a watch in a history."""
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 EventTimeMs = Annotated[
     int, Field(ge=0, le=4_102_444_800_000, description="UTC epoch ms, before 2100")
@@ -182,23 +184,23 @@ class UserErased(Event):
 
 
 class UserHistory(_Model):
-    """A user's last watches, oldest first, a list for each property; the sealer's state and the server's view."""
+    """A user's last watches, oldest first; the sealer's state and the server's view."""
 
     user_id: str
     video_ids: tuple[str, ...]
-    surfaces: tuple[Surface, ...]
-    percents: tuple[int, ...] = Field(description="how much of each video was watched, up to 127")
-    watched_s: tuple[int, ...] = Field(description="seconds watched, up to 8,191")
-    elapsed_s: tuple[int, ...] = Field(
-        description="event time, in seconds after the watch before; the first after 1970"
+    watches: str = Field(
+        description="base64 of 9 bytes for each of video_ids: event time in s (uint32, little-endian), seconds "
+        "watched (uint16, at most 8191), percent watched (at most 127), the surface's place in the list of surfaces, 0"
     )
     user: UserFeatures | None = None
 
     @model_validator(mode="after")
-    def _is_rectangular(self) -> Self:
-        columns = (self.video_ids, self.surfaces, self.percents, self.watched_s, self.elapsed_s)
-        if len(set(map(len, columns))) > 1:
-            raise ValueError(f"lists of different lengths: {list(map(len, columns))}")
+    def _has_a_watch_for_each_video(self) -> Self:
+        if len(self.watches) != HISTORY_WATCH_CHARS * len(self.video_ids):
+            raise ValueError(
+                f"{len(self.video_ids)} videos and {len(self.watches)} characters of watches, "
+                f"expected {HISTORY_WATCH_CHARS} for each"
+            )
         return self
 
 

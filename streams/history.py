@@ -8,14 +8,17 @@ it, so a sealer that was killed and started again arrives at the same histories.
 
 from __future__ import annotations
 
+import base64
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
-from streams.events import Surface, UserHistory, WatchEvent
+from streams.events import HISTORY_WATCH_CHARS, SURFACES, Surface, UserHistory, WatchEvent
 from streams.watches import UserFeatures, Watch
 
 MAX_PERCENT = 127
@@ -35,40 +38,53 @@ class Entry(Struct, frozen=True, gc=False):
     context_video_id: str | None = None
 
 
-class Columns(Struct):
+PACKED_WATCH = np.dtype(
+    [("time_s", "<u4"), ("watched_s", "<u2"), ("percent", "u1"), ("surface", "u1"), ("zero", "u1")]
+)
+"""The 9 bytes of `UserHistory.watches`: a multiple of 3, so that base64 of many is the base64 of each, joined."""
+
+
+class WireHistory(Struct):
     """The msgspec mirror of the contract's `UserHistory`."""
 
     user_id: str
     video_ids: list[str]
-    surfaces: list[Surface]
-    percents: list[int]
-    watched_s: list[int]
-    elapsed_s: list[int]
+    watches: str
     user: UserFeatures | None = None
 
 
-_decode_columns = msgspec.json.Decoder(Columns).decode
+_decode = msgspec.json.Decoder(WireHistory).decode
 
 
-def decode_columns(value: bytes) -> Columns:
-    """Return the columns in the bytes of a `UserHistory` event.
+def decode_wire(value: bytes) -> WireHistory:
+    """Return the history in the bytes of a `UserHistory` event, whose watches are not looked at yet.
 
     Raises:
-        msgspec.DecodeError: the bytes are not one; the sealer wrote them, so it must not go on.
+        msgspec.DecodeError: the bytes are not one.
     """
-    found = _decode_columns(value)
-    lengths = {
-        len(column)
-        for column in (
-            found.video_ids,
-            found.surfaces,
-            found.percents,
-            found.watched_s,
-            found.elapsed_s,
+    found = _decode(value)
+    if len(found.watches) != HISTORY_WATCH_CHARS * len(found.video_ids):
+        raise msgspec.DecodeError(
+            f"{len(found.video_ids)} videos and {len(found.watches)} characters of watches"
         )
-    }
-    if len(lengths) > 1:
-        raise msgspec.DecodeError(f"columns of different lengths: {sorted(lengths)}")
+    return found
+
+
+def decode_watches(watches: str) -> npt.NDArray[Any]:
+    """Return the watches, of `PACKED_WATCH`, in the base64 of one history or of several, joined.
+
+    Raises:
+        msgspec.DecodeError: the text is not base64 of watches.
+    """
+    try:
+        found = np.frombuffer(base64.b64decode(watches, validate=True), PACKED_WATCH)
+    except ValueError as error:
+        raise msgspec.DecodeError(f"no watches in base64: {error}") from error
+    for name, most in (
+        ("surface", len(SURFACES) - 1), ("percent", MAX_PERCENT), ("watched_s", MAX_WATCHED_S),
+    ):  # fmt: skip
+        if found[name].max(initial=0) > most:
+            raise msgspec.DecodeError(f"{name} is {found[name].max()}, at most {most} is possible")
     return found
 
 
@@ -93,14 +109,23 @@ def user_history(
     user_id: str, entries: Sequence[Entry], user: UserFeatures | None = None
 ) -> UserHistory:
     """Return the contract's event of a history, oldest entry first."""
-    times = [0, *(entry.event_time_ms // 1000 for entry in entries)]
+    packed = np.array(
+        [
+            (
+                entry.event_time_ms // 1000,
+                entry.watched_s,
+                entry.percent,
+                SURFACES.index(entry.surface),
+                0,
+            )
+            for entry in entries
+        ],
+        PACKED_WATCH,
+    )
     return UserHistory(
         user_id=user_id,
         video_ids=tuple(entry.video_id for entry in entries),
-        surfaces=tuple(entry.surface for entry in entries),
-        percents=tuple(entry.percent for entry in entries),
-        watched_s=tuple(entry.watched_s for entry in entries),
-        elapsed_s=tuple(after - before for before, after in pairwise(times)),
+        watches=base64.b64encode(packed.tobytes()).decode(),
         user=None if user is None else msgspec.structs.asdict(user),
     )
 
@@ -142,13 +167,12 @@ def decode_history(value: bytes) -> tuple[str, History]:
     Raises:
         msgspec.DecodeError: the bytes are not one.
     """
-    found = decode_columns(value)
-    entries = map(
-        Entry,
-        found.video_ids,
-        found.percents,
-        found.watched_s,
-        (1000 * time_s for time_s in accumulate(found.elapsed_s)),
-        found.surfaces,
+    found = decode_wire(value)
+    watches = decode_watches(found.watches).tolist()
+    entries = (
+        Entry(video_id, percent, watched_s, 1000 * time_s, SURFACES[surface])
+        for video_id, (time_s, watched_s, percent, surface, _) in zip(
+            found.video_ids, watches, strict=True
+        )
     )
     return found.user_id, History(entries, found.user)

@@ -13,6 +13,7 @@ suffixes: U users, E entries (of all users, one user's after the other).
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -23,8 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import TransientError
-from streams.events import SURFACES, Surface
-from streams.history import MAX_PERCENT, MAX_WATCHED_S, Columns, decode_columns
+from streams.events import HISTORY_WATCH_CHARS
+from streams.history import (
+    MAX_PERCENT,
+    MAX_WATCHED_S,
+    PACKED_WATCH,
+    WireHistory,
+    decode_watches,
+    decode_wire,
+)
 from streams.watches import UserFeatures
 
 Ints = npt.NDArray[np.int64]
@@ -32,7 +40,6 @@ T = TypeVar("T", bound=Hashable)
 SLOT: Final = np.dtype([("head", "<u8"), ("tail", "<u2")])
 _TIME_SHIFT, _VIDEO_SHIFT, _SURFACE_SHIFT = 32, 7, 13
 MAX_VIDEOS = 1 << 25
-_SURFACE_NUMBERS = {surface: number for number, surface in enumerate(SURFACES)}
 USERS_AT_ONCE = 1_000
 
 _encode = msgspec.json.Encoder().encode
@@ -174,30 +181,18 @@ def encode_histories(
     """Yield the bytes of the `UserHistory` event of each user."""
     for start in range(0, len(user_ids), USERS_AT_ONCE):
         entries = unpack(histories[start : start + USERS_AT_ONCE])
-        ends = np.cumsum(entries.lengths_U)
-        elapsed_s = np.diff(entries.time_s_E, prepend=0)
-        begins = (ends - entries.lengths_U)[entries.lengths_U > 0]
-        elapsed_s[begins] = entries.time_s_E[begins]
+        watches_E = np.zeros(len(entries.time_s_E), PACKED_WATCH)
+        watches_E["time_s"], watches_E["watched_s"] = entries.time_s_E, entries.watched_s_E
+        watches_E["percent"], watches_E["surface"] = entries.percent_E, entries.surface_E
+        watches = base64.b64encode(watches_E.tobytes()).decode()
         video_ids = list(map(names.videos.things.__getitem__, entries.video_E.tolist()))
-        surfaces = list(map(SURFACES.__getitem__, entries.surface_E.tolist()))
-        percents, watched_s = entries.percent_E.tolist(), entries.watched_s_E.tolist()
-        elapsed = elapsed_s.tolist()
-        bounds = pairwise([0, *ends.tolist()])
+        bounds = pairwise([0, *np.cumsum(entries.lengths_U).tolist()])
         features = map(names.features.things.__getitem__, entries.features_U.tolist())
         for user_id, user, (first, end) in zip(
             user_ids[start : start + USERS_AT_ONCE], features, bounds, strict=True
         ):
-            yield _encode(
-                Columns(
-                    user_id,
-                    video_ids[first:end],
-                    surfaces[first:end],
-                    percents[first:end],
-                    watched_s[first:end],
-                    elapsed[first:end],
-                    user,
-                )
-            )
+            of_user = watches[HISTORY_WATCH_CHARS * first : HISTORY_WATCH_CHARS * end]
+            yield _encode(WireHistory(user_id, video_ids[first:end], of_user, user))
 
 
 def decode_histories(values: Iterable[bytes], names: Names) -> tuple[list[str], list[bytes]]:
@@ -206,27 +201,16 @@ def decode_histories(values: Iterable[bytes], names: Names) -> tuple[list[str], 
     Raises:
         msgspec.DecodeError: some bytes are not one; the sealer wrote them, so it must not go on.
     """
-    found = [decode_columns(value) for value in values]
-    lengths_U = np.fromiter((len(each.video_ids) for each in found), np.int64, len(found))
-    elapsed_s = _flat(each.elapsed_s for each in found)
-    time_s_E = np.cumsum(elapsed_s)
-    before_U = np.concatenate([[0], time_s_E])[np.cumsum(lengths_U) - lengths_U]
+    found = [decode_wire(value) for value in values]
+    watches_E = decode_watches("".join([each.watches for each in found]))
+    video_ids = chain.from_iterable(each.video_ids for each in found)
     entries = Entries(
-        lengths_U,
+        np.fromiter((len(each.video_ids) for each in found), np.int64, len(found)),
         np.array([names.features[each.user] for each in found], np.int64),
-        time_s_E - np.repeat(before_U, lengths_U),
-        _flat(map(names.videos.__getitem__, each.video_ids) for each in found),
-        np.minimum(_flat(each.percents for each in found), MAX_PERCENT),
-        _flat(map(_SURFACE_NUMBERS.__getitem__, each.surfaces) for each in found),
-        np.minimum(_flat(each.watched_s for each in found), MAX_WATCHED_S),
+        watches_E["time_s"].astype(np.int64),
+        np.fromiter(map(names.videos.__getitem__, video_ids), np.int64, len(watches_E)),
+        watches_E["percent"].astype(np.int64),
+        watches_E["surface"].astype(np.int64),
+        watches_E["watched_s"].astype(np.int64),
     )
     return [each.user_id for each in found], pack(entries)
-
-
-def surface_number(surface: Surface) -> int:
-    """Return what stands for a surface in a packed history."""
-    return _SURFACE_NUMBERS[surface]
-
-
-def _flat(columns: Iterable[Iterable[int]]) -> Ints:
-    return np.fromiter(chain.from_iterable(columns), np.int64)

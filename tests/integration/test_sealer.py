@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
 from infra.kafka.broker import LocalBroker
+from streams.history import decode_watches
 from streams.shards import verify_shards
 from streams.topics import HISTORIES
 from tests.integration.sealer_stage import (
@@ -68,7 +68,7 @@ def test_history_of_a_row_is_what_the_shards_before_it_held(uninterrupted: Outco
         del before[:-20]
     assert with_history
     for user_id, history in uninterrupted.histories.items():
-        times_ms = [1000 * time_s for time_s in accumulate(history.elapsed_s)]
+        times_ms = [1000 * time_s for time_s in decode_watches(history.watches)["time_s"].tolist()]
         assert sorted(zip(times_ms, history.video_ids, strict=True)) == sorted(seen[user_id])
 
 

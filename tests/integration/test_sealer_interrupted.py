@@ -88,9 +88,13 @@ def test_sigterm_while_sealing_finishes_the_shard(broker: LocalBroker, tmp_path:
     process = stage.process("SIGTERM", SealStep.OFFSETS_SENT.name, 2)
     assert process.wait(TIMEOUT_S) == 0
     outcome = stage.outcome()
-    assert len(outcome.shards) in (2, 3)  # the next one was being filled meanwhile, and is sealed too
+    assert len(outcome.shards) in (
+        2,
+        3,
+    )  # the next one was being filled meanwhile, and is sealed too
     assert verify_shards(outcome.shards) == []
-    assert stage.committed_offsets() == next_offsets(outcome.shards)
+    committed = {number: offset for number, offset in stage.committed_offsets().items() if offset}
+    assert committed == next_offsets(outcome.shards)
 
 
 def test_second_member_joining_mid_shard_shares_the_work(

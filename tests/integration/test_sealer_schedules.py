@@ -202,7 +202,7 @@ def test_disk_that_takes_no_file_is_waited_for(
     stage = Stage(broker, tmp_path)
     stage.produce(traffic())
     # A limit on the size of files fails a write in its midst, as a full disk does.
-    process = stage.process("SIGTERM", "COMMITTED", 3, file_bytes_max=9_000)
+    process = stage.process("SIGTERM", "COMMITTED", 3, file_bytes_max=6_000)
     try:
         deadline = Deadline(TIMEOUT_S)
         log = tmp_path / "sealer.log"

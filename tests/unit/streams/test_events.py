@@ -41,10 +41,7 @@ MODELS = sorted({model for topic in ALL for model in topic.models}, key=lambda m
         UserHistory(
             user_id="ana",
             video_ids=("v-1",),
-            surfaces=("home",),
-            percents=(50,),
-            watched_s=(30,),
-            elapsed_s=(1_700_000_000,),
+            watches="APFTZR4AMgAA",
         ),
         ImpressionsShown(
             event_time_ms=0,
@@ -132,13 +129,6 @@ def test_line_may_hold_any_script_and_its_marks() -> None:
     assert VideoUploaded(event_time_ms=0, video_id="v", title=title).title == title
 
 
-def test_history_with_lists_of_different_lengths_is_refused() -> None:
-    with pytest.raises(ValueError, match="lists of different lengths"):
-        UserHistory(
-            user_id="ana",
-            video_ids=("v",),
-            surfaces=(),
-            percents=(1,),
-            watched_s=(1,),
-            elapsed_s=(1,),
-        )
+def test_history_without_a_watch_for_each_video_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 videos and 24 characters of watches"):
+        UserHistory(user_id="ana", video_ids=("v",), watches=2 * "APFTZR4AMgAA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import msgspec
@@ -72,10 +73,29 @@ def test_contract_event_reads_back_without_contexts(seen: list[Watch]) -> None:
     ]
 
 
-def test_history_with_lists_of_different_lengths_is_refused() -> None:
-    event = json.loads(to_json(user_history("u", [history_entry(watch("a"))])))
-    with pytest.raises(msgspec.DecodeError, match="different lengths"):
-        decode_history(json.dumps(event | {"percents": []}).encode())
+def test_contract_event_is_what_its_description_says() -> None:
+    entry = history_entry(watch("a", at_ms=1_700_000_000_999))
+    event = user_history("u", [entry])
+    assert (event.video_ids, event.watches) == (("v-a",), "APFTZR4AMgAA")
+    packed = base64.b64decode(event.watches)
+    assert int.from_bytes(packed[:4], "little") == 1_700_000_000
+    assert (int.from_bytes(packed[4:6], "little"), *packed[6:]) == (30, 50, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("watches", "reason"),
+    [
+        ("APFTZR4AMgAAAPFTZR4AMgAA", "1 videos and 24 characters"),
+        ("APFTZR4AMg==", "base64"),
+        ("APFTZR4AMgA!", "base64"),
+        ("APFTZR4AMgUA", "surface is 5, at most 4"),
+        ("APFTZR4AgAAA", "percent is 128, at most 127"),
+    ],
+)
+def test_history_that_says_something_else_is_refused(watches: str, reason: str) -> None:
+    event = {"user_id": "u", "video_ids": ["v"], "watches": watches}
+    with pytest.raises(msgspec.DecodeError, match=reason):
+        decode_history(json.dumps(event).encode())
 
 
 def test_late_watch_takes_its_place_by_event_time() -> None:
