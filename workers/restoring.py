@@ -26,7 +26,7 @@ from workers.watch_intake import WatchIntake, records_of
 
 TIMEOUT_S = 240.0
 """Longer than the 60 s after which the broker ends a dead owner's transaction, shorter than the 300 s between polls."""
-RECORDS_AT_ONCE = 10_000
+RECORDS_AT_ONCE = 1_000
 
 
 def restore(

@@ -4,7 +4,7 @@ One run on one machine: a broker is filled with a backlog, and the sealer, a con
 and a Faust agent read it one after the other, each in a process of its own that reports its CPU time. Rates are between
 announcements of shards, so neither start-up, nor a restore, nor a shard that is not sealed counts. A second broker
 holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01` makes everything a hundredth, to
-try it; figures mean something at 1 only, which takes some twelve minutes and up to 8 GB of disk.
+try it; figures mean something at 1 only, which takes some fifteen minutes and up to 12 GB of disk.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EVENT_BYTES_MIN = 200
 CONSUMED, PLAIN_EVENTS, PEER_SHARD_EVENTS = 4_000_000, 2_000_000, 50_000
 FAUST_S = 60.0
 HISTORY_LENGTH = 100
-FULL_USERS, RESTORED_USERS, WRITTEN_USERS = 200_000, 1_000_000, 2_000
+FULL_USERS, MORE_USERS, RESTORED_USERS, WRITTEN_USERS = 200_000, 600_000, 1_000_000, 2_000
 PARTITIONS, SEED = 4, 0
 OVERSHOOT = 10_000  # events by which a sealer that reads in batches may exceed a shard's size
 TIMEOUT_S = 1_200.0
@@ -129,6 +129,7 @@ def measure() -> list[Measure]:
                     seed=SEED,
                 ),
                 full_users=sizes.of(FULL_USERS),
+                more_users=sizes.of(MORE_USERS),
                 many_users=sizes.of(RESTORED_USERS),
                 timeout_s=TIMEOUT_S,
             )
@@ -185,7 +186,9 @@ def _rates(run: Run) -> list[Measure]:
 
 def _memory(run: Run, sizes: Sizes) -> list[Measure]:
     early, end = run.sealed.marks[SHARDS_EARLY - 1], run.sealed.marks[SHARDS_MEASURED - 1]
-    per_user = _growth(run.histories.full) / sizes.of(FULL_USERS)
+    # What a restore takes beside the histories is the same for more of them, and so is not counted.
+    growth = _growth(run.histories.more) - _growth(run.histories.full)
+    per_user = growth / (sizes.of(MORE_USERS) - sizes.of(FULL_USERS))
     # Histories are not full at the early mark, so that they grow is no leak; beyond them nothing should.
     entries = run.load.entries_end - run.load.entries_early
     growth = end.rss_bytes - early.rss_bytes
@@ -283,7 +286,7 @@ def with_events(marks: Sequence[Mark], announced: Sequence[ShardSealed]) -> list
     """Return the marks of committed shards with the events that were sealed by then.
 
     Raises:
-        FreshetError: an event is missing or there twice, or was refused: such a run measures something else.
+        FreshetError: an event is missing or there more, or was refused: such a run measures something else.
     """
     if faults := verify_shards(announced):
         raise FreshetError(f"the shards are not what was measured: {faults[0]}")

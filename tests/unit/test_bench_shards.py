@@ -80,7 +80,8 @@ def measured_run(*, watches_per_row: float = 9.0, event_bytes: float = 250.0) ->
         plain=[mark(0, 0, 0), mark(5_000, 10, 5)],
         faust=[mark(0, 1, 1), mark(500, 11, 11)],
         histories=Histories(
-            full=(mark(0, 0, 0, 50), mark(0, 1, 1, 250)),
+            full=(mark(0, 0, 0, 50), mark(0, 1, 1, 350)),
+            more=(mark(0, 0, 0, 60), mark(0, 1, 1, 760)),
             many=(mark(0, 0, 10, 50), mark(0, 1, 30, 500)),
             mean_length=19.0,
         ),
@@ -200,7 +201,7 @@ def test_ratios_compare_cpu_time_with_the_peers_and_wall_time_with_the_consumer(
 
 def test_memory_is_compared_at_the_same_moment_of_a_shard_and_beyond_what_histories_hold() -> None:
     found = values(measured_run())
-    per_user = 200 * MB / shards.FULL_USERS
+    per_user = 400 * MB / (shards.MORE_USERS - shards.FULL_USERS)
     assert found["rss_growth_mb"] == shards.SHARDS_MEASURED - shards.SHARDS_EARLY
     assert found["history_bytes_per_user"] == per_user
     assert found["rss_growth_beyond_histories_mb"] == pytest.approx(

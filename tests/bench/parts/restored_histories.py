@@ -25,9 +25,14 @@ Written = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class Histories:
-    """A restore of full histories, and one of many: marks before and after, and entries per user of the many."""
+    """Restores of full histories, of more full ones, and of many that are not: marks before and after.
+
+    Attributes:
+        mean_length: entries per user of the many.
+    """
 
     full: tuple[Mark, Mark]
+    more: tuple[Mark, Mark]
     many: tuple[Mark, Mark]
     mean_length: float
 
@@ -38,16 +43,18 @@ def restored_histories(
     source: WatchSource,
     *,
     full_users: int,
+    more_users: int,
     many_users: int,
     timeout_s: float,
 ) -> Histories:
-    """Restore users with full histories, and in another process many, whose lengths are by Zipf.
+    """Restore users with full histories, more of these, and many whose lengths are by Zipf, each in a process of its own.
 
     The sealer itself writes the histories of the source's users, half of them full; the others are copies.
     """
     full, many, mean_length = _written(settings, folder, source, timeout_s)
     return Histories(
         _restored(settings, "full", full, full_users, folder, timeout_s),
+        _restored(settings, "more", full, more_users, folder, timeout_s),
         _restored(settings, "many", many, many_users, folder, timeout_s),
         mean_length,
     )
