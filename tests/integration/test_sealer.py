@@ -10,6 +10,7 @@ import pytest
 
 from infra.kafka.broker import LocalBroker
 from streams.history import decode_watches
+from streams.partitions import partition_of
 from streams.shards import verify_shards
 from streams.topics import HISTORIES
 from tests.integration.sealer_stage import (
@@ -123,6 +124,32 @@ def test_poison_goes_to_dead_letters_with_its_reason_and_the_stream_goes_on(
         reason for _, _, reason in poison
     )
     assert [each.event_id for each in outcome.watches] == ["good"]
+    assert verify_shards(outcome.shards) == []
+
+
+def test_partition_of_nothing_but_poison_does_not_stop_the_others(
+    broker: LocalBroker, tmp_path: Path
+) -> None:
+    stage = Stage(broker, tmp_path)
+    users = [f"u{number}" for number in range(8)]
+    poisoned = {user for user in users if partition_of(user.encode(), stage.kafka.partitions) == 0}
+    assert 0 < len(poisoned) < len(users)
+    good, records = set(), []
+    for number in range(300):
+        user_id, event_id = users[number % len(users)], f"e{number}"
+        value = json.dumps(watch_event(event_id, user_id=user_id)).encode()
+        if user_id not in poisoned:
+            good.add(event_id)
+        records.append((user_id, value[:-1] if user_id in poisoned else value))
+    stage.produce(records)
+    with stage.sealer() as sealer:
+        stage.drain(sealer)
+    outcome = stage.outcome()
+    assert {each.event_id for each in outcome.watches} == good
+    assert {(letter.partition, letter.reason) for letter in outcome.dead_letters} == {
+        (0, "invalid_json")
+    }
+    assert len(outcome.dead_letters) == 300 - len(good)
     assert verify_shards(outcome.shards) == []
 
 

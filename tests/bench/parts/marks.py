@@ -34,12 +34,14 @@ class Mark(msgspec.Struct, frozen=True):
         cpu_s: of all threads, user and system, since the process began.
         time_s: monotonic, the same clock in every process of a machine.
         rss_bytes: resident memory.
+        peak_bytes: the most resident memory that there was so far.
     """
 
     events: int
     cpu_s: float
     time_s: float
     rss_bytes: int
+    peak_bytes: int = 0
 
 
 def mark_now(events: int = 0) -> Mark:
@@ -50,6 +52,7 @@ def mark_now(events: int = 0) -> Mark:
         usage.ru_utime + usage.ru_stime,
         time.monotonic(),
         psutil.Process().memory_info().rss,
+        usage.ru_maxrss * 1024,
     )
 
 

@@ -47,7 +47,7 @@ def restored_histories(
     many_users: int,
     timeout_s: float,
 ) -> Histories:
-    """Restore users with full histories, more of these, and many whose lengths are by Zipf, each in a process of its own.
+    """Restore users with full histories, more of these, and many whose lengths are by Zipf, in a process each.
 
     The sealer itself writes the histories of the source's users, half of them full; the others are copies.
     """
