@@ -4,7 +4,7 @@ One run on one machine: a broker is filled with a backlog, and the sealer, a con
 and a Faust agent read it one after the other, each in a process of its own that reports its CPU time. Rates are between
 announcements of shards, so neither start-up, nor a restore, nor a shard that is not sealed counts. A second broker
 holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01` makes everything a hundredth, to
-try it; figures mean something at 1 only, which takes some fifteen minutes and up to 12 GB of disk.
+try it; figures mean something at 1 only, which takes some ten minutes and 7 GB of disk.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.bench.parts.watch_load import (
 
 USERS, VIDEOS, EXPONENT = 200_000, 20_000, 0.8
 SHARD_WATCHES = 2_000_000
-SHARDS_WARM_UP, SHARDS_EARLY, SHARDS_MEASURED, SHARDS_PROFILED = 1, 3, 13, 2
+SHARDS_WARM_UP, SHARDS_EARLY, SHARDS_MEASURED, SHARDS_PROFILED = 1, 5, 15, 2
 WATCHES_PER_ROW_MIN = 8.0
 EVENT_BYTES_MIN = 200
 CONSUMED, PLAIN_EVENTS, PEER_SHARD_EVENTS = 4_000_000, 2_000_000, 50_000

@@ -72,7 +72,7 @@ def mark(events: int, cpu_s: float, time_s: float, rss_mb: float = 0.0) -> Mark:
 
 def measured_run(*, watches_per_row: float = 9.0, event_bytes: float = 250.0) -> shards.Run:
     """A run at 1,000 events per CPU-second and 2,000 per second whose memory grows by 1 MB per shard."""
-    sealing = [mark(2_000 * n, 2.0 * n, 1.0 * n, 100 + n) for n in range(15)]
+    sealing = [mark(2_000 * n, 2.0 * n, 1.0 * n, 100 + n) for n in range(17)]
     return shards.Run(
         load=shards.Load(event_bytes, entries_early=1_000, entries_end=1_500),
         sealed=shards.Sealed(sealing, watches_per_row, Spent({"decode": 3.0, "arrow": 1.0}, [])),
