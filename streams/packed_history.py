@@ -1,7 +1,8 @@
 """Histories of many users in ten bytes a watch, and whole shards of watches merged into them at once.
 
-A packed history is a `bytes` of slots. The first says whose it is (the number of the user's features), each further one
-is a watch, oldest first:
+A packed history is a `bytes` of slots. The first has the number of the user's features and that of the watches; then come
+the watches, oldest first, and unused slots up to a multiple of `SLOTS_AT_ONCE`, so that the places of histories that grew
+fit others. A watch:
 
 | bits | 32 | 25 | 7 | 3 | 13 |
 | --- | --- | --- | --- | --- | --- |
@@ -40,6 +41,8 @@ T = TypeVar("T", bound=Hashable)
 SLOT: Final = np.dtype([("head", "<u8"), ("tail", "<u2")])
 _TIME_SHIFT, _VIDEO_SHIFT, _SURFACE_SHIFT = 32, 7, 13
 MAX_VIDEOS = 1 << 25
+SLOTS_AT_ONCE = 17
+"""A sixth of a history of 100 watches, and its first slot."""
 USERS_AT_ONCE = 1_000
 
 _encode = msgspec.json.Encoder().encode
@@ -115,14 +118,13 @@ def unpack(histories: Sequence[bytes]) -> Entries:
     slots = np.frombuffer(b"".join(histories), SLOT)
     known_U = sizes_U > 0
     first_U = (np.cumsum(sizes_U) - sizes_U)[known_U]
-    features_U = np.zeros(len(histories), np.int64)
+    features_U, lengths_U = np.zeros((2, len(histories)), np.int64)
     features_U[known_U] = slots["head"][first_U].astype(np.int64)
-    is_entry = np.ones(len(slots), bool)
-    is_entry[first_U] = False
-    entries = slots[is_entry]
+    lengths_U[known_U] = slots["tail"][first_U]
+    entries = slots[_entry_places(first_U, lengths_U[known_U])]
     head, tail = entries["head"].astype(np.int64), entries["tail"].astype(np.int64)
     return Entries(
-        sizes_U - known_U,
+        lengths_U,
         features_U,
         (head >> _TIME_SHIFT) & 0xFFFF_FFFF,
         (head >> _VIDEO_SHIFT) & (MAX_VIDEOS - 1),
@@ -132,22 +134,27 @@ def unpack(histories: Sequence[bytes]) -> Entries:
     )
 
 
+def _entry_places(first_U: Ints, lengths_U: Ints) -> Ints:
+    """Return the slots of all entries, those of each user beginning after the user's first slot."""
+    ends_U = np.cumsum(lengths_U)
+    return np.repeat(first_U + 1 - (ends_U - lengths_U), lengths_U) + np.arange(lengths_U.sum())
+
+
 def pack(entries: Entries) -> list[bytes]:
     """Return each user's packed history."""
-    num_users = len(entries.lengths_U)
-    ends_U = np.cumsum(entries.lengths_U + 1)
-    slots = np.empty(num_users + len(entries.time_s_E), SLOT)
-    first_U = ends_U - entries.lengths_U - 1
-    is_entry = np.ones(len(slots), bool)
-    is_entry[first_U] = False
+    sizes_U = -(-(entries.lengths_U + 1) // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
+    ends_U = np.cumsum(sizes_U)
+    first_U = ends_U - sizes_U
+    slots = np.zeros(sizes_U.sum(), SLOT)
+    places = _entry_places(first_U, entries.lengths_U)
     slots["head"][first_U] = entries.features_U
-    slots["tail"][first_U] = 0
-    slots["head"][is_entry] = (
+    slots["tail"][first_U] = entries.lengths_U
+    slots["head"][places] = (
         (entries.time_s_E.astype(np.uint64) << np.uint64(_TIME_SHIFT))
         | (entries.video_E << _VIDEO_SHIFT).astype(np.uint64)
         | entries.percent_E.astype(np.uint64)
     )
-    slots["tail"][is_entry] = (entries.surface_E << _SURFACE_SHIFT) | entries.watched_s_E
+    slots["tail"][places] = (entries.surface_E << _SURFACE_SHIFT) | entries.watched_s_E
     packed = slots.tobytes()
     bounds = (SLOT.itemsize * np.concatenate([[0], ends_U])).tolist()
     return [packed[start:end] for start, end in pairwise(bounds)]
