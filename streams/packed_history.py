@@ -1,8 +1,8 @@
 """Histories of many users in ten bytes a watch, and whole shards of watches merged into them at once.
 
-A packed history is a `bytes` of slots. The first has the number of the user's features and that of the watches; then come
-the watches, oldest first, and unused slots up to a multiple of `SLOTS_AT_ONCE`, so that the places of histories that grew
-fit others. A watch:
+A packed history is a `bytes` of slots. The first has the number of the user's features and that of the watches; then
+come the watches, oldest first, and unused slots up to a multiple of `SLOTS_AT_ONCE`, so that the places of histories
+that grew fit others. A watch:
 
 | bits | 32 | 25 | 7 | 3 | 13 |
 | --- | --- | --- | --- | --- | --- |
