@@ -58,8 +58,9 @@ def video_counts(
     keys = (viewed.video_W, window_W, viewed.arm_W, viewed.surface_W)
     group_W = np.zeros(len(window_W), np.int64)
     for key in keys:
-        low = key.min(initial=0)
-        group_W = group_W * (key.max(initial=0) - low + 1) + (key - low)
+        different, key_W = np.unique(key, return_inverse=True)
+        # Numbered anew each time: both factors are at most the watches, so the product stays exact.
+        _, group_W = np.unique(group_W * len(different) + key_W, return_inverse=True)
     order_W = np.argsort(group_W, kind="stable")
     if not len(order_W):
         return

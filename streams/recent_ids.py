@@ -8,14 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from streams.fingerprints import NO_FINGERPRINT
-
 ROOM = 4
 """Places for each fingerprint, so that a search ends after one step or two."""
 
 
 class RecentIds:
-    """The event ids of the last `window` to twice `window` offsets, in two generations of fingerprints.
+    """The events of the last `window` to twice `window` offsets, in two generations of fingerprints.
 
     What it answers is a function of the records from `begin_of(offset)` on, so a sealer that starts at an offset reads
     those once more and answers as one that never stopped. Fingerprints have 64 bits: an event is taken for another one
@@ -31,7 +29,7 @@ class RecentIds:
         self._new = self._empty()
 
     def _empty(self) -> npt.NDArray[np.uint64]:
-        return np.zeros(1 << (ROOM * self.window - 1).bit_length(), np.uint64)  # of NO_FINGERPRINT
+        return np.zeros(1 << (ROOM * self.window - 1).bit_length(), np.uint64)
 
     def begin_of(self, offset: int) -> int:
         """Return the first offset that decides what is a duplicate at `offset`."""
@@ -78,6 +76,6 @@ def _take(old: Any, new: Any, fingerprints: Any, is_duplicate: Any) -> None:
 def _place(table: Any, wanted: Any, mask: Any) -> Any:
     """Return where the fingerprint is, or would be."""
     place = wanted & mask
-    while table[place] != wanted and table[place] != NO_FINGERPRINT:
+    while table[place] != wanted and table[place] != 0:
         place = (place + np.uint64(1)) & mask
     return place

@@ -4,10 +4,13 @@
 contract's fields, plain strings and decimals. What it accepts, the contract accepts with the same values; whatever it
 does not understand, be it an escape, an exponent, a number too large or no JSON at all, is left to the contract:
 `streams.watches`. Shape suffixes: R records, T texts, N numbers.
+
+Compiled code is cached under a hash of this file alone, so what it takes from others is passed to it.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +19,6 @@ import numpy.typing as npt
 from numba import njit
 
 from streams.events import SURFACES
-from streams.fingerprints import NO_FINGERPRINT, fingerprint
 
 Array = npt.NDArray[Any]
 TEXTS: Final = (
@@ -55,6 +57,8 @@ _SPACE, _QUOTE, _COMMA, _DOT = (ord(each) for each in ' ",.')
 _ZERO, _NINE, _COLON, _LOW_E, _HIGH_E = (ord(each) for each in "09:eE")
 _OPEN, _CLOSE, _BRACKET, _BACKSLASH = (ord(each) for each in "{}[\\")
 _ONE = np.uint64(1)
+_KEY = np.uint64(secrets.randbits(64))
+_PRIME, _MIX, _SHIFT = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 PADDING = b'"' + 8 * b" "
 """Behind the last record: whatever looks for a quote, or for a word, ends there."""
 
@@ -66,7 +70,7 @@ class Scan(NamedTuple):
         buffer: all values, one after the other.
         begins_RT, lengths_RT: the span in it of each of `TEXTS`; a length of -1 is null.
         numbers_RN: `NUMBERS`.
-        fingerprint_R: of the event_id.
+        fingerprint_R: of user_id and event_id, the same for no other in 1e13, and only within this process; never 0.
     """
 
     buffer: bytes
@@ -88,11 +92,11 @@ def scan_watches(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -
         np.zeros((num, len(TEXTS)), np.int32),
         np.full((num, len(TEXTS)), -1, np.int32),
         np.zeros((num, len(NUMBERS))),
-        np.full(num, NO_FINGERPRINT, np.uint64),
+        np.zeros(num, np.uint64),
     )
     _scan(
         np.frombuffer(buffer, np.uint8), ends_R, np.frombuffer(key_buffer, np.uint8), key_ends_R,
-        _is_utf8(buffer), *scan[1:],
+        _is_utf8(buffer), _SURFACE_BYTES, _SURFACE_ENDS, _KEY, *scan[1:],
     )  # fmt: skip
     return scan
 
@@ -127,6 +131,9 @@ def _scan(
     keys: Array,
     key_ends_R: Array,
     is_utf8: bool,
+    surfaces: Array,
+    surface_ends: Array,
+    key: Any,
     is_watch_R: Array,
     begins_RT: Array,
     lengths_RT: Array,
@@ -139,13 +146,36 @@ def _scan(
     for row in range(len(ends_R)):
         end, key_end = ends_R[row], key_ends_R[row]
         begins_T, lengths_T, numbers_N = begins_RT[row], lengths_RT[row], numbers_RN[row]
-        if _scan_record(buf, begin, end, plain, is_utf8, order, begins_T, lengths_T, numbers_N):
+        if _scan_record(
+            buf, begin, end, plain, is_utf8, surfaces, surface_ends, order, begins_T, lengths_T, numbers_N
+        ):  # fmt: skip
             first, size = begins_T[_USER_ID], lengths_T[_USER_ID]
             if _equal(buf, first, first + size, keys, key_begin, key_end):
                 is_watch_R[row] = True
+                of_user = _fingerprint(buf, first, first + size, key)
                 first, size = begins_T[_EVENT_ID], lengths_T[_EVENT_ID]
-                fingerprint_R[row] = fingerprint(buf, first, first + size)
+                fingerprint_R[row] = _fingerprint(buf, first, first + size, of_user)
         begin, key_begin = end, key_end
+
+
+@njit(cache=True, nogil=True)
+def _fingerprint(buf: Array, begin: int, end: int, key: Any) -> Any:
+    """Return FNV-1a of the bytes, begun with a key and mixed so that its low bits tell as much."""
+    value = key
+    for at in range(begin, end):
+        value = (value ^ np.uint64(buf[at])) * _PRIME
+    value = (value ^ (value >> _SHIFT)) * _MIX
+    value ^= value >> _SHIFT
+    return value if value != np.uint64(0) else _ONE
+
+
+def event_fingerprint(user_id: str, event_id: str) -> int:
+    """Return what the scanner has for a watch of this user under this event_id."""
+    value = _KEY
+    for text in (user_id, event_id):
+        data = np.frombuffer(text.encode(), np.uint8)
+        value = np.uint64(_fingerprint(data, 0, len(data), value))
+    return int(value)
 
 
 @njit(cache=True, nogil=True)
@@ -164,6 +194,8 @@ def _scan_record(
     end: int,
     plain: bool,
     is_utf8: bool,
+    surfaces: Array,
+    surface_ends: Array,
     order: Array,
     begins_T: Array,
     lengths_T: Array,
@@ -171,11 +203,11 @@ def _scan_record(
 ) -> bool:
     """Return whether the record is a watch that the contract accepts; fills its row."""
     seen = position = 0
-    at = _blank(buf, at)
+    at = _blank(buf, at, end)
     expected = _OPEN  # and a comma before every further field
     while at < end and buf[at] == expected:
         expected = _COMMA
-        at = _blank(buf, at + 1)
+        at = _blank(buf, at + 1, end)
         if buf[at] != _QUOTE:
             return False
         first = at + 1
@@ -188,19 +220,19 @@ def _scan_record(
             field = _find(buf, first, close, _FIELD_BYTES, _FIELD_ENDS)
             order[position] = field
         position = (position + 1) % _REMEMBERED
-        at = _blank(buf, close + 1)
+        at = _blank(buf, close + 1, end)
         if buf[at] != _COLON or (field != _OTHER and seen >> field & 1):
             return False
         seen |= 1 << field
-        at = _blank(buf, at + 1)
+        at = _blank(buf, at + 1, end)
         byte = buf[at]
         if byte == _QUOTE:
             first = at + 1
             close, chars = _closing_quote(buf, first, plain, is_utf8)
             at = close + 1
             valid = close >= 0 and _takes_string(
-                buf, first, close, chars, field, begins_T, lengths_T, numbers_N
-            )
+                buf, first, close, chars, field, surfaces, surface_ends, begins_T, lengths_T, numbers_N
+            )  # fmt: skip
         elif _ZERO <= byte <= _NINE:
             at, value, is_whole = _decimal(buf, at)
             valid = at >= 0 and _takes_number(value, is_whole, field, numbers_N)
@@ -214,10 +246,10 @@ def _scan_record(
             valid = at >= 0 and _takes_literal(literal, field, numbers_N)
         if not valid:
             return False
-        at = _blank(buf, at)
+        at = _blank(buf, at, end)
     if at >= end or buf[at] != _CLOSE or seen & _REQUIRED != _REQUIRED:
         return False
-    return _blank(buf, at + 1) >= end
+    return _blank(buf, at + 1, end) >= end
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -227,6 +259,8 @@ def _takes_string(
     close: int,
     chars: int,
     field: int,
+    surfaces: Array,
+    surface_ends: Array,
     begins_T: Array,
     lengths_T: Array,
     numbers_N: Array,
@@ -237,9 +271,9 @@ def _takes_string(
         lengths_T[field] = close - first
         return _MIN_CHARS[field] <= chars <= _MAX_CHARS[field]
     if field == _SURFACE:
-        surface = _find(buf, first, close, _SURFACE_BYTES, _SURFACE_ENDS)
+        surface = _find(buf, first, close, surfaces, surface_ends)
         numbers_N[_SURFACE - _EVENT_TIME] = surface
-        return surface < len(_SURFACE_ENDS) - 1
+        return surface < len(surface_ends) - 1
     if field == _TYPE:
         return _find(buf, first, close, _WATCH_BYTES, _WATCH_ENDS) == 0
     return field == _OTHER
@@ -271,11 +305,11 @@ def _takes_literal(literal: int, field: int, numbers_N: Array) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _blank(buf: Array, at: int) -> int:
-    """Return where white space ends; behind the last record there is enough of something else."""
-    while at < len(buf) and (buf[at] == _SPACE or 9 <= buf[at] <= 10 or buf[at] == 13):
+def _blank(buf: Array, at: int, end: int) -> int:
+    """Return where white space ends, at the record's end at the latest."""
+    while at < end and (buf[at] == _SPACE or 9 <= buf[at] <= 10 or buf[at] == 13):
         at += 1
-    return min(at, len(buf) - 1)
+    return at
 
 
 @njit(cache=True, nogil=True)

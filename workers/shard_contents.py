@@ -77,14 +77,17 @@ class ShardContents:
     names: Names
 
     def updated_histories(self) -> Iterator[tuple[int, str, bytes | None]]:
-        """Yield partition, user and history in bytes for every user concerned; None for an erased one."""
+        """Yield partition, user and history in bytes for every user concerned.
+
+        For an erased one it yields None, before the history of what was watched after it: views join histories.
+        """
         for number, histories in self.histories.items():
+            for user_id in self.erased[number]:
+                yield number, user_id, None
             users = list(histories)
             encoded = encode_histories(users, list(histories.values()), self.names)
             for user_id, value in zip(users, encoded, strict=True):
                 yield number, user_id, value
-            for user_id in self.erased[number] - histories.keys():
-                yield number, user_id, None
 
     def counts(self, *, window_s: int) -> Iterator[tuple[str, bytes]]:
         """Yield video_id and `VideoCounts` in bytes of what was watched."""

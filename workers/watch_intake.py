@@ -16,8 +16,15 @@ from confluent_kafka import Message
 
 from infra.errors import DecodeError
 from streams.events import UserErased
-from streams.fingerprints import text_fingerprint
-from streams.watch_scan import MAX_SCANNED_BYTES, NUMBERS, PADDING, TEXTS, Scan, scan_watches
+from streams.watch_scan import (
+    MAX_SCANNED_BYTES,
+    NUMBERS,
+    PADDING,
+    TEXTS,
+    Scan,
+    event_fingerprint,
+    scan_watches,
+)
 from streams.watches import UserFeatures, Watch, decode_watch
 
 Array = npt.NDArray[Any]
@@ -56,7 +63,7 @@ class Accepted(NamedTuple):
         watches: by row, those that only the contract could read; the others are in the scan.
         erased: by row, whose watches must be forgotten.
         refused: by row, why.
-        fingerprint_R: of the event_id of a watch.
+        fingerprint_R: of a watch.
         event_time_ms_R: of a watch.
     """
 
@@ -131,7 +138,7 @@ class WatchIntake:
             return
         found.watches[row] = event
         found.is_watch_R[row] = True
-        found.fingerprint_R[row] = text_fingerprint(event.event_id)
+        found.fingerprint_R[row] = event_fingerprint(event.user_id, event.event_id)
         found.event_time_ms_R[row] = event.event_time_ms
 
 

@@ -6,14 +6,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.fingerprints import text_fingerprint
 from streams.recent_ids import RecentIds
+from streams.watch_scan import event_fingerprint
 
 
 def take(recent: RecentIds, events: list[tuple[int, str]]) -> list[bool]:
     """Return which events, an offset and an id each, are duplicates."""
     offsets = np.array([offset for offset, _ in events], np.int64)
-    fingerprints = np.array([text_fingerprint(event_id) for _, event_id in events], np.uint64)
+    fingerprints = np.array([event_fingerprint("u", event_id) for _, event_id in events], np.uint64)
     return recent.take(offsets, fingerprints).tolist()
 
 

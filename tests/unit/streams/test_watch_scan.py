@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from infra.errors import DecodeError
 from streams.codec import decode_watch_event
 from streams.events import SURFACES, WatchEvent
-from streams.fingerprints import text_fingerprint
-from streams.watch_scan import MAX_SCANNED_BYTES, TEXTS, scan_watches
+from streams.watch_scan import MAX_SCANNED_BYTES, TEXTS, event_fingerprint, scan_watches
 from streams.watches import UserFeatures
 from tests.unit.streams.test_watches import WATCH, changes
 
@@ -64,7 +63,7 @@ def by_contract(value: bytes, key: bytes = b"u1") -> Found:
     if not isinstance(event, WatchEvent) or event.user_id.encode() != key:
         return None
     fields = event.model_dump(exclude={"schema_version", "type"})
-    return fields | {"fingerprint": text_fingerprint(event.event_id)}
+    return fields | {"fingerprint": event_fingerprint(event.user_id, event.event_id)}
 
 
 def agrees(value: bytes, found: Found) -> bool:
@@ -190,3 +189,17 @@ def test_decimals_are_the_nearest_floats(number: str) -> None:
     [found] = scanned([value])
     assert agrees(value, found)
     assert (found is None) == (len(number.replace(".", "")) > 15 or float(number) > 1e6)
+
+
+def test_fingerprints_tell_users_and_events_apart() -> None:
+    found = {event_fingerprint(f"u{at % 100}", f"e{at // 100}") for at in range(20_000)}
+    assert len(found) == 20_000
+    assert 0 not in found
+    assert len({each % 1024 for each in found}) == 1024
+
+
+def test_records_of_nothing_but_blanks_are_each_looked_at_alone() -> None:
+    blank = b" " * MAX_SCANNED_BYTES
+    good = json.dumps(WATCH).encode()
+    found = scanned([blank] * 5_000 + [good])  # 20 MB: minutes, if each were read to the end of all
+    assert [each is None for each in found] == [True] * 5_000 + [False]

@@ -288,7 +288,8 @@ def test_user_who_watches_on_after_the_erasure_begins_anew() -> None:
     _, contents = found.shard()
     [row] = rows_of(contents)
     assert (row.history, row.region, [each.event_id for each in row.watches]) == ([], None, ["b"])
-    [(_, _, value)] = contents.updated_histories()
+    [tombstone, (_, _, value)] = contents.updated_histories()
+    assert tombstone == (0, "u", None)
     assert value is not None
     assert len(decode(UserHistory, value).video_ids) == 1
     found.add(4, record("c"))
