@@ -247,9 +247,8 @@ def _scan_record(
         if not valid:
             return False
         at = _blank(buf, at, end)
-    if at >= end or buf[at] != _CLOSE or seen & _REQUIRED != _REQUIRED:
-        return False
-    return _blank(buf, at + 1, end) >= end
+    is_whole = at < end and buf[at] == _CLOSE and _blank(buf, at + 1, end) >= end
+    return is_whole and seen & _REQUIRED == _REQUIRED
 
 
 @njit(cache=True, nogil=True, inline="always")
