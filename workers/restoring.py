@@ -133,26 +133,24 @@ def _recent_ids(
     watches: WatchSettings,
     deadline: Deadline,
 ) -> dict[int, RecentIds]:
-    """Return the event ids before each offset, from the records themselves, as far as they are kept."""
-    found = {number: RecentIds(watches.duplicates_window) for number in next_offsets}
+    """Return the events before each offset, from the records themselves, as far as they are kept."""
     intake = WatchIntake(future_slack_ms=round(watches.future_slack_s * 1000))
-    start = {
-        (WATCHES.name, number): recent.begin_of(next_offsets[number])
-        for number, recent in found.items()
-    }
-    with TopicReader(settings, [WATCHES], partitions=list(next_offsets), start=start) as reader:
-        while any(reader.next_offsets[WATCHES.name, at] < end for at, end in next_offsets.items()):
-            if deadline.expired():
-                raise TransientError(
-                    f"the last records of {WATCHES.in_cluster(settings)} could not be read within {TIMEOUT_S} s"
-                )
-            polled = reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE)
-            records = records_of([message for _, message in polled])
-            accepted = intake.accept(records)
-            for number, end in next_offsets.items():
-                is_theirs = (records.partition_R == number) & (records.offset_R < end)
-                rows = np.flatnonzero(is_theirs & accepted.is_watch_R)
-                found[number].take(records.offset_R[rows], accepted.fingerprint_R[rows])
+    found = {number: RecentIds(watches.duplicates_window) for number in next_offsets}
+    for number, recent in found.items():
+        end = next_offsets[number]
+        start = {(WATCHES.name, number): recent.begin_of(end)}
+        with TopicReader(settings, [WATCHES], partitions=[number], start=start) as reader:
+            while reader.next_offsets[WATCHES.name, number] < end:
+                if deadline.expired():
+                    raise TransientError(
+                        f"the last records of {WATCHES.in_cluster(settings)} could not be read within "
+                        f"{TIMEOUT_S} s; a smaller FRESHET_WATCHES__DUPLICATES_WINDOW needs fewer"
+                    )
+                polled = reader.poll(timeout_s=0.2, max_records=RECORDS_AT_ONCE)
+                records = records_of([message for _, message in polled])
+                accepted = intake.accept(records)
+                rows = np.flatnonzero(accepted.is_watch_R & (records.offset_R < end))
+                recent.take(records.offset_R[rows], accepted.fingerprint_R[rows])
     return found
 
 

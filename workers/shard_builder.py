@@ -85,7 +85,7 @@ class ShardBuilder:
     Attributes:
         records: all records taken in since the last shard.
         watches: how many of them will be in rows, if nobody is erased.
-        num_bytes: raw bytes of their values.
+        num_bytes: raw bytes of their values, and what refused ones take beside.
         started: monotonic time of the first of them, None while there is none.
     """
 

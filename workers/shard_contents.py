@@ -7,7 +7,7 @@ suffixes: W watches of a partition, U users with any.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ import pyarrow as pa
 from streams.counts import NO_ARM, Viewed, video_counts
 from streams.history import MAX_WATCHED_S
 from streams.packed_history import (
+    USERS_AT_ONCE,
     Entries,
     Names,
+    decode_histories,
     encode_histories,
     merge,
     new_names,
@@ -35,14 +37,23 @@ from workers.watch_table import column
 Numbers = npt.NDArray[Any]
 _TIME_MS_BITS = 42
 """The contract's event times end before 2^42 ms."""
+NAMES_MIN = 1_000_000
+"""So many names, some 150 MB, are not worth forgetting."""
 
 
-@dataclass(frozen=True)
 class UserHistories:
-    """The packed histories of all users, by partition, as of the last shard."""
+    """The packed histories of all users, by partition, as of the last shard.
 
-    names: Names = field(default_factory=new_names)
-    by_partition: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    Attributes:
+        names: of the videos and features in them; those no longer in any are forgotten when they have become many.
+    """
+
+    def __init__(
+        self, names: Names | None = None, by_partition: dict[int, dict[str, bytes]] | None = None
+    ) -> None:
+        self.names = names or new_names()
+        self.by_partition = by_partition or {}
+        self._names_max = NAMES_MIN
 
     def apply(self, contents: ShardContents) -> None:
         """Take over what a committed shard has made of them."""
@@ -51,6 +62,20 @@ class UserHistories:
             for user_id in contents.erased[number]:
                 held.pop(user_id, None)
             held.update(written)
+        if len(self.names.videos) + len(self.names.features) > self._names_max:
+            self.forget_names()
+
+    def forget_names(self) -> None:
+        """Number anew what is in a history, so that ids that came and went cost nothing."""
+        names = new_names()
+        for held in self.by_partition.values():
+            user_ids = list(held)
+            for first in range(0, len(user_ids), USERS_AT_ONCE):
+                some = user_ids[first : first + USERS_AT_ONCE]
+                spelled = encode_histories(some, [held[user_id] for user_id in some], self.names)
+                held.update(zip(*decode_histories(spelled, names), strict=True))
+        self.names = names
+        self._names_max = max(NAMES_MIN, 2 * (len(names.videos) + len(names.features)))
 
 
 @dataclass(frozen=True)

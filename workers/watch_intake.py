@@ -30,6 +30,8 @@ from streams.watches import UserFeatures, Watch, decode_watch
 Array = npt.NDArray[Any]
 _USER, _EVENT_TIME = TEXTS.index("user"), NUMBERS.index("event_time_ms")
 REMEMBERED_FEATURES = 100_000
+REFUSED_BYTES = 3_000
+"""What a dead letter takes in memory beside the record's key and value."""
 decode_features = msgspec.json.Decoder(UserFeatures).decode
 
 
@@ -76,11 +78,12 @@ class Accepted(NamedTuple):
     event_time_ms_R: Array
 
     def num_bytes(self, records: Records) -> int:
-        """Return how long the values are, all together."""
+        """Return how long the values are, all together, and what records that are refused take beside."""
         apart = self.watches.keys() | self.erased.keys() | self.refused.keys()
         sizes = (len(records.values[row] or b"") for row in apart)
         long = sum(size for size in sizes if size > MAX_SCANNED_BYTES)
-        return len(self.scan.buffer) - len(PADDING) + long
+        beside = sum(len(records.keys[row] or b"") + REFUSED_BYTES for row in self.refused)
+        return len(self.scan.buffer) - len(PADDING) + long + beside
 
 
 class WatchIntake:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from infra.settings import WatchSettings
 from streams.codec import decode
 from streams.events import OffsetRange, UserHistory
 from streams.history import History, decode_history
-from streams.packed_history import decode_histories, new_names
+from streams.packed_history import decode_histories, encode_histories, new_names
 from streams.shards import ShardRow, read_shard
 from streams.watches import Watch, decode_watch
 from workers.shard_builder import FilledShard, Restored, ShardBuilder
 from workers.shard_contents import ShardContents, UserHistories, shard_contents
 from workers.video_labels import VideoLabel
-from workers.watch_intake import Records
+from workers.watch_intake import REFUSED_BYTES, Records
 
 NOW_MS = 1_700_000_000_000
 
@@ -252,7 +253,36 @@ def test_bytes_of_all_values_are_counted_however_long() -> None:
     long = record("b", query="x" * 5_000)
     values: list[bytes | None] = [record("a"), None, long, record("c", query="\u00e9")]
     found.builder.add(records(*((offset, b"u", value) for offset, value in enumerate(values))))
-    assert found.builder.num_bytes == sum(len(value or b"") for value in values)
+    refused = 2 * (len(b"u") + REFUSED_BYTES)  # the one without a value, and the query that is too long
+    assert found.builder.num_bytes == sum(len(value or b"") for value in values) + refused
+
+
+def test_names_that_are_in_no_history_any_more_are_forgotten() -> None:
+    found = Sealing(length=2)
+    for offset in range(5):
+        user = {"region": f"r{offset}"}
+        found.add(
+            offset, record(f"e{offset}", video_id=f"v{offset}", context_video_id="c", user=user)
+        )
+        found.shard()
+    before = dict(spelled(found.users))
+    assert len(found.users.names.videos) == 6
+    found.users.forget_names()
+    assert list(found.users.names.videos) == ["v3", "v4"]
+    assert [each and each.region for each in found.users.names.features] == [None, "r4"]
+    assert dict(spelled(found.users)) == before
+    found.add(5, record("e5", video_id="v0"))
+    found.shard()
+    [(_, history)] = spelled(found.users)
+    assert decode(UserHistory, history).video_ids == ("v4", "v0")
+
+
+def spelled(users: UserHistories) -> Iterator[tuple[str, bytes]]:
+    """Yield users and their histories in bytes."""
+    for held in users.by_partition.values():
+        yield from zip(
+            held, encode_histories(list(held), list(held.values()), users.names), strict=True
+        )
 
 
 def erasure(event_id: str, user_id: str = "u") -> bytes:
