@@ -253,7 +253,7 @@ def test_bytes_of_all_values_are_counted_however_long() -> None:
     long = record("b", query="x" * 5_000)
     values: list[bytes | None] = [record("a"), None, long, record("c", query="\u00e9")]
     found.builder.add(records(*((offset, b"u", value) for offset, value in enumerate(values))))
-    refused = 2 * (len(b"u") + REFUSED_BYTES)  # the one without a value, and the query that is too long
+    refused = 2 * (len(b"u") + REFUSED_BYTES)  # no value; the query is too long
     assert found.builder.num_bytes == sum(len(value or b"") for value in values) + refused
 
 
