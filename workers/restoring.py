@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import msgspec
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.clock import Deadline
-from infra.errors import TransientError
+from infra.errors import ConfigError, TransientError
 from infra.settings import KafkaSettings, WatchSettings
 from streams.client import TopicReader, consumer
 from streams.packed_history import Names, decode_histories
@@ -123,7 +124,13 @@ def _apply(
         else:
             written.append(value)
     if written:
-        users, packed = decode_histories(written, names)
+        try:
+            users, packed = decode_histories(written, names)
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"partition {partition} of {HISTORIES.name} holds what this version cannot read: {error}; if another "
+                "version wrote it, set another FRESHET_KAFKA__TOPIC_PREFIX, or delete and re-create that topic"
+            ) from error
         histories.update(zip(users, packed, strict=True))
 
 
