@@ -1,15 +1,14 @@
 """Training shards: from watch events in Kafka to sealed, announced shards, beside Faust and plain loops; and memory.
 
-One run on one machine: a broker is filled with a backlog, and the sealer, a consumer that does nothing, a plain loop
-and a Faust agent read it one after the other, each in a process of its own that reports its CPU time. Rates are between
-announcements of shards, so neither start-up, nor a restore, nor a shard that is not sealed counts. A second broker
-holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01` makes everything a hundredth, to
-try it; figures mean something at 1 only, which takes some ten minutes and 7 GB of disk.
+One run on one machine: a broker is filled with full histories and a backlog, and the sealer, a consumer that does nothing,
+a plain loop and a Faust agent read it one after the other, each in a process of its own that reports its CPU time. Rates
+are between announcements of shards, so neither start-up, nor a restore, nor a shard that is not sealed counts. A second
+broker holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01` makes everything a hundredth,
+to try it; figures mean something at 1 only, which takes some ten minutes and 7 GB of disk.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from infra.errors import FreshetError
 from infra.kafka.broker import start_broker
@@ -28,6 +26,7 @@ from streams.admin import create_topics
 from streams.events import ShardSealed
 from streams.shards import verify_shards
 from tests.bench.measure import Measure
+from tests.bench.parts.history_load import fill_histories, full_histories
 from tests.bench.parts.marks import Mark, measured_process, per_cpu_s, per_s, read_marks, say
 from tests.bench.parts.measured_sealer import MARKS, PROFILE, Spent
 from tests.bench.parts.restored_histories import (
@@ -37,7 +36,6 @@ from tests.bench.parts.restored_histories import (
 )
 from tests.bench.parts.stages import shares
 from tests.bench.parts.watch_load import (
-    Ints,
     WatchSource,
     in_batches,
     produce_labels,
@@ -76,15 +74,6 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What was produced: the mean bytes of an event, and entries of all histories after the early and all shards."""
-
-    event_bytes: float
-    entries_early: int
-    entries_end: int
-
-
-@dataclass(frozen=True)
 class Sealed:
     """The sealer's run: a mark per shard, with the events up to it, and where time went in the shards after them."""
 
@@ -97,7 +86,7 @@ class Sealed:
 class Run:
     """Everything that was measured."""
 
-    load: Load
+    event_bytes: float
     sealed: Sealed
     consumed: list[Mark]
     plain: list[Mark]
@@ -111,7 +100,7 @@ def measure() -> list[Measure]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         with _broker(root / "stream") as settings:
-            load = _produce(settings, sizes)
+            event_bytes = _produce(settings, sizes)
             sealed = _seal(settings, sizes, root / "stream")
             consumed = _loop("consume", settings, root / "stream", sizes.of(CONSUMED))
             plain = _loop("plain", settings, root / "stream", sizes.of(PLAIN_EVENTS), sizes)
@@ -133,7 +122,7 @@ def measure() -> list[Measure]:
                 many_users=sizes.of(RESTORED_USERS),
                 timeout_s=TIMEOUT_S,
             )
-    run = Run(load, sealed, consumed, plain, faust, histories)
+    run = Run(event_bytes, sealed, consumed, plain, faust, histories)
     say(
         "peak memory by shard, MB: "
         + " ".join(f"{each.peak_bytes / MB:.0f}" for each in sealed.marks)
@@ -153,11 +142,11 @@ def measures(run: Run, sizes: Sizes) -> list[Measure]:
             f"{run.sealed.watches_per_row:.1f} watches per user and shard, less than "
             f"{WATCHES_PER_ROW_MIN}; raise SHARD_WATCHES"
         )
-    if run.load.event_bytes < EVENT_BYTES_MIN:
-        raise FreshetError(f"events have {run.load.event_bytes:.0f} bytes, too few")
+    if run.event_bytes < EVENT_BYTES_MIN:
+        raise FreshetError(f"events have {run.event_bytes:.0f} bytes, too few")
     return [
         _of("scale", sizes.scale, "times", more=True),
-        _of("bytes_per_event", run.load.event_bytes, "bytes", more=True),
+        _of("bytes_per_event", run.event_bytes, "bytes", more=True),
         _of("watches_per_user_and_shard", run.sealed.watches_per_row, "watches", more=True),
         *_rates(run),
         *_memory(run, sizes),
@@ -193,20 +182,15 @@ def _memory(run: Run, sizes: Sizes) -> list[Measure]:
     # What a restore takes beside the histories is the same for more of them, and so is not counted.
     added = _growth(run.histories.more) - _growth(run.histories.full)
     per_user = added / (sizes.of(MORE_USERS) - sizes.of(FULL_USERS))
-    # Peaks, because at a mark the next shard may be full or empty. Histories are not full at the early mark, so that
-    # they grow is no leak; beyond them nothing should.
-    entries = run.load.entries_end - run.load.entries_early
-    growth = end.peak_bytes - early.peak_bytes
     many, restored = run.histories.many, sizes.of(RESTORED_USERS)
     return [
         _of("history_bytes_per_user", per_user, "bytes"),
         _of("restore_users_per_s", restored / (many[1].time_s - many[0].time_s), "users/s", more=True),
         _of("restored_history_length_mean", run.histories.mean_length, "watches", more=True),
         _of("restored_rss_mb", many[1].rss_bytes / MB, "MB"),
+        # Peaks, because at a mark the next shard may be full or empty. Histories are full from the start.
         _of("rss_early_mb", early.peak_bytes / MB, "MB"),
-        _of("rss_growth_mb", growth / MB, "MB"),
-        _of("history_entries_growth", entries, "watches"),
-        _of("rss_growth_beyond_histories_mb", (growth - entries * per_user / HISTORY_LENGTH) / MB, "MB"),
+        _of("rss_growth_mb", (end.peak_bytes - early.peak_bytes) / MB, "MB"),
     ]  # fmt: skip
 
 
@@ -242,29 +226,19 @@ def _broker(folder: Path) -> Iterator[Settings]:
         )
 
 
-def _produce(settings: Settings, sizes: Sizes) -> Load:
+def _produce(settings: Settings, sizes: Sizes) -> float:
+    """Give every user a full history, send the events, and return their mean size in bytes."""
     create_topics(settings.kafka)
     produce_labels(settings.kafka, sizes.of(VIDEOS))
     num_users, shard = sizes.of(USERS), sizes.of(SHARD_WATCHES)
     source = WatchSource(users=num_users, videos=sizes.of(VIDEOS), exponent=EXPONENT, seed=SEED)
-    per_user = np.zeros(num_users, np.int64)
-    upto = (SHARDS_EARLY, SHARDS_MEASURED, SHARDS_MEASURED + SHARDS_PROFILED)
-    bounds = [0, *(count * shard for count in upto)]
-    bounds[-1] += OVERSHOOT * upto[-1]
-    num_bytes, entries = 0, []
-    say(f"produce {bounds[-1]:,} events")
-    for start, end in itertools.pairwise(bounds):
-        num_bytes += produce_watches(
-            settings.kafka, source, _tallied(source, end - start, per_user)
-        )
-        entries.append(int(np.minimum(per_user, HISTORY_LENGTH).sum()))
-    return Load(num_bytes / bounds[-1], entries[0], entries[1])
-
-
-def _tallied(source: WatchSource, count: int, per_user: Ints) -> Iterator[Ints]:
-    for batch in in_batches(source.draw_users(count)):
-        per_user += np.bincount(batch, minlength=len(per_user))
-        yield batch
+    say(f"fill the histories of {num_users:,} users")
+    full = full_histories(min(num_users, WRITTEN_USERS), sizes.of(VIDEOS), length=HISTORY_LENGTH)
+    fill_histories(settings.kafka, full, num_users)
+    count = (shard + OVERSHOOT) * (SHARDS_MEASURED + SHARDS_PROFILED)
+    say(f"produce {count:,} events")
+    users = source.draw_users(count)
+    return produce_watches(settings.kafka, source, in_batches(users)) / count
 
 
 def _seal(settings: Settings, sizes: Sizes, folder: Path) -> Sealed:

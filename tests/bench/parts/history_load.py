@@ -10,16 +10,41 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from infra.clock import now_ms
 from infra.settings import KafkaSettings
 from streams.client import TopicReader
+from streams.events import to_json
+from streams.history import Entry, user_history
 from streams.topics import HISTORIES
-from tests.bench.parts.watch_load import Ints, RecordSender, drawn, user_id, zipf_cumulative
+from tests.bench.parts.watch_load import (
+    DAY_MS,
+    Ints,
+    RecordSender,
+    drawn,
+    user_id,
+    video_id,
+    zipf_cumulative,
+)
 
 
 def zipf_lengths(count: int, *, longest: int, seed: int) -> Ints:
     """Return lengths of histories from 1 to `longest`, a length half as likely as one half as long."""
     shares = zipf_cumulative(longest, 1.0)
     return drawn(shares, count, np.random.default_rng(seed)) + 1
+
+
+def full_histories(count: int, videos: int, *, length: int) -> list[tuple[bytes, bytes]]:
+    """Return keys and histories of the first users, watched a day before a `WatchSource` begins."""
+    random, begin_ms = np.random.default_rng(0), now_ms() - 2 * DAY_MS
+    found = []
+    for number in range(count):
+        entries = [
+            Entry(video_id(video), at % 101, 60, begin_ms + 1000 * at, "home")
+            for at, video in enumerate(random.integers(videos, size=length).tolist())
+        ]
+        key = user_id(number)
+        found.append((key, to_json(user_history(key.decode(), entries))))
+    return found
 
 
 def written_histories(settings: KafkaSettings) -> dict[bytes, bytes]:
