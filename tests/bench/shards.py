@@ -1,10 +1,11 @@
 """Training shards: from watch events in Kafka to sealed, announced shards, beside Faust and plain loops; and memory.
 
-One run on one machine: a broker is filled with full histories and a backlog, and the sealer, a consumer that does nothing,
-a plain loop and a Faust agent read it one after the other, each in a process of its own that reports its CPU time. Rates
-are between announcements of shards, so neither start-up, nor a restore, nor a shard that is not sealed counts. A second
-broker holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01` makes everything a hundredth,
-to try it; figures mean something at 1 only, which takes some ten minutes and 7 GB of disk.
+One run on one machine: a broker is filled with full histories and a backlog, and the sealer, a consumer that does
+nothing, a plain loop and a Faust agent read it one after the other, each in a process of its own that reports its
+CPU time. Rates are between announcements of shards, so neither start-up, nor a restore, nor a shard that is not
+sealed counts. A second broker holds the histories of many users, from which a sealer is started. `BENCH_SCALE=0.01`
+makes everything a hundredth, to try it; figures mean something at 1 only, which takes some ten minutes and 7 GB of
+disk.
 """
 
 from __future__ import annotations
