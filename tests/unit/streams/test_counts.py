@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given, settings
@@ -68,3 +69,31 @@ def test_counts_are_those_of_counting_one_by_one(given_watches: list[Watch]) -> 
         assert abs(sum(counts.watched_s for counts in of_video) - watched_s) <= 0.051 * len(
             of_video
         )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(watches))
+def test_counts_are_the_same_when_groups_must_be_numbered_anew(given_watches: list[Watch]) -> None:
+    def counted() -> list[tuple[str, bytes]]:
+        ids, arms = ["a", "b"], ["", "x"]
+        return sorted(video_counts(viewed(given_watches), video_ids=ids, arms=arms, window_s=60))
+
+    plain = counted()
+    with patch("streams.counts.MAX_GROUPS", 1):
+        assert counted() == plain
+
+
+def test_groups_whose_numbers_would_not_fit_stay_apart() -> None:
+    far = Viewed(
+        np.array([0, 1 << 22], np.int32),
+        np.array([0, 0], np.int8),
+        np.array([0, 1023], np.int32),
+        np.array([0, 1000 << 30], np.int64),
+        *(np.array([1, 1], kind) for kind in (np.int16, bool, np.float64)),
+    )
+    ids, arms = {0: "a", 1 << 22: "b"}, {0: "", 1023: "x"}
+    found = dict(video_counts(far, video_ids=ids, arms=arms, window_s=1))  # type: ignore[arg-type]
+    assert {video: decode(VideoCounts, value).views for video, value in found.items()} == {
+        "a": 1,
+        "b": 1,
+    }
