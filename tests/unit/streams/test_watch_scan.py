@@ -14,11 +14,10 @@ from infra.errors import DecodeError
 from streams.codec import decode_watch_event
 from streams.events import SURFACES, WatchEvent
 from streams.watch_scan import MAX_SCANNED_BYTES, TEXTS, event_fingerprint, scan_watches
-from streams.watches import UserFeatures
+from streams.watches import decode_features
 from tests.unit.streams.test_watches import WATCH, changes
 
 Found = dict[str, Any] | None
-decode_features = msgspec.json.Decoder(UserFeatures).decode
 EVERYTHING = WATCH | {
     "schema_version": 1,
     "type": "watch",
