@@ -96,7 +96,7 @@ class WatchSettings(_Group):
     shard_max_age_s: float = Field(
         10.0, gt=0, description="seconds from a shard's first watch until it is sealed"
     )
-    history_length: int = Field(100, ge=1, description="watches kept per user")
+    history_length: int = Field(100, ge=1, le=10_000, description="watches kept per user")
     future_slack_s: float = Field(
         86_400.0, ge=0, description="seconds an event time may lie in the future"
     )

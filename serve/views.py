@@ -26,7 +26,7 @@ from streams.catalogue import Catalogue, CatalogueChange
 from streams.events import SemanticIdAssigned, UserErased
 from streams.history import History, decode_history
 from streams.topics import HISTORIES
-from streams.watches import Watch, decode_watch
+from streams.watches import accepted_watch
 
 log = get_logger()
 OnLive = Callable[[SemanticIdAssigned], None]
@@ -199,8 +199,10 @@ class HistoryView:
             self._clock.advance(max(entry.event_time_ms for entry in unseen))
 
     def _take_watch(self, record: Record) -> None:
-        watch = decode_watch(record.value)
-        self._check(watch, record)
+        # What the sealer refuses must not be here either, or a history would hold what it never holds there.
+        watch = accepted_watch(
+            record.key, record.value, record.append_time_ms, future_slack_ms=self._future_slack_ms
+        )
         if isinstance(watch, UserErased):
             with self._lock:
                 self._by_user.pop(watch.user_id, None)
@@ -210,10 +212,3 @@ class HistoryView:
             if history.add(watch, length=self._length):
                 self._popularity.add([watch.video_id])
         self._clock.advance(watch.event_time_ms)
-
-    def _check(self, watch: Watch | UserErased, record: Record) -> None:
-        """Refuse what the sealer refuses, or a history would hold here what it never holds there."""
-        if watch.event_time_ms > record.append_time_ms + self._future_slack_ms:
-            raise DecodeError("the event time lies in the future", "event_time_in_future")
-        if record.key != watch.user_id.encode():
-            raise DecodeError("the key is not the user_id", "key_is_not_user_id")

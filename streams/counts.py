@@ -19,9 +19,6 @@ from streams.events import SURFACES
 COMPLETED_PERCENT = 90
 """A view that got so far is a completed one: few sit through the credits."""
 NO_ARM = ""
-MAX_GROUPS = 1 << 62
-"""Beyond it, their numbers would not fit."""
-Ints = npt.NDArray[Any]
 
 
 class Viewed(NamedTuple):
@@ -59,16 +56,13 @@ def video_counts(
     """Yield video_id and `VideoCounts` in bytes, for each video, surface, arm and window of event time."""
     window_W = viewed.event_time_ms_W // (window_s * 1000)
     keys = (viewed.video_W, window_W, viewed.arm_W, viewed.surface_W)
-    group_W, groups = np.zeros(len(window_W), np.int64), 1
-    for key in keys:
-        key_W, size = _from_zero(key)
-        if groups * size > MAX_GROUPS:
-            (group_W, groups), (key_W, size) = _numbered(group_W), _numbered(key_W)
-        group_W, groups = group_W * size + key_W, groups * size
-    order_W = np.argsort(group_W, kind="stable")
+    order_W = np.lexsort(keys[::-1])
     if not len(order_W):
         return
-    changes = np.concatenate([[True], np.diff(group_W[order_W]) != 0])
+    changes = np.zeros(len(order_W), bool)
+    changes[0] = True
+    for key in keys:
+        changes[1:] |= np.diff(key[order_W]) != 0
     begin_G = np.flatnonzero(changes)
     views_G = np.diff(begin_G, append=len(order_W))
     sums = [
@@ -79,9 +73,9 @@ def video_counts(
             viewed.watched_s_W,
         )
     ]
-    keys_G = [key[order_W[begin_G]].tolist() for key in keys]
+    groups = [key[order_W[begin_G]].tolist() for key in keys]
     for video, window, arm, surface, views, completed, likes, watched_s in zip(
-        *keys_G, views_G.tolist(), *(total.tolist() for total in sums), strict=True
+        *groups, views_G.tolist(), *(total.tolist() for total in sums), strict=True
     ):
         video_id = video_ids[video]
         counts = _Counts(
@@ -96,15 +90,3 @@ def video_counts(
             round(watched_s, 1),
         )
         yield video_id, _encode(counts)
-
-
-def _from_zero(key_W: Ints) -> tuple[Ints, int]:
-    """Return the key from 0 on, and how many values it may have."""
-    low = int(key_W.min(initial=0))
-    return key_W - low, int(key_W.max(initial=0)) - low + 1
-
-
-def _numbered(key_W: Ints) -> tuple[Ints, int]:
-    """Return the key by its place among the values that there are, and how many: never more than the watches."""
-    values, number_W = np.unique(key_W, return_inverse=True)
-    return number_W, len(values)

@@ -5,7 +5,7 @@ contract's fields, plain strings and decimals. What it accepts, the contract acc
 does not understand, be it an escape, an exponent, a number too large or no JSON at all, is left to the contract:
 `streams.watches`. Shape suffixes: R records, T texts, N numbers.
 
-Compiled code is cached under a hash of this file alone, so what it takes from others is passed to it.
+Compiled code is cached under a hash of this file alone, so it takes nothing from others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ TEXTS: Final = (
 """Fields that are handed out as spans of bytes; `user` as its JSON, whose inside is not looked at."""
 NUMBERS: Final = ("event_time_ms", "watched_s", "duration_s", "surface", "liked")
 """Fields that are handed out as float64, which holds the contract's times exactly; `surface` by its number."""
+_SURFACES: Final = ("home", "watch_next", "shorts", "search", "music")
+assert _SURFACES == SURFACES, "the contract's surfaces have changed: change them here too"
 _FIELDS: Final = (*TEXTS, *NUMBERS, "type", "schema_version")
 _EVENT_ID, _USER_ID, _CONTEXT, _USER = 0, 1, 3, 7
 _EVENT_TIME, _WATCHED, _DURATION, _SURFACE, _LIKED, _TYPE, _VERSION, _OTHER = range(8, 16)
@@ -49,7 +51,7 @@ def _joined(names: Sequence[str]) -> tuple[Array, Array]:
 
 _FIELD_BYTES, _FIELD_ENDS = _joined(_FIELDS)
 _FIELD_SIZES = np.diff(_FIELD_ENDS, append=0)
-_SURFACE_BYTES, _SURFACE_ENDS = _joined(SURFACES)
+_SURFACE_BYTES, _SURFACE_ENDS = _joined(_SURFACES)
 _WATCH_BYTES, _WATCH_ENDS = _joined(["watch"])
 _LITERAL_BYTES, _LITERAL_ENDS = _joined(["false", "true", "null"])
 _FALSE, _TRUE, _NULL = range(3)
@@ -96,7 +98,7 @@ def scan_watches(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -
     )
     _scan(
         np.frombuffer(buffer, np.uint8), ends_R, np.frombuffer(key_buffer, np.uint8), key_ends_R,
-        _is_utf8(buffer), _SURFACE_BYTES, _SURFACE_ENDS, _KEY, *scan[1:],
+        _is_utf8(buffer), _KEY, *scan[1:],
     )  # fmt: skip
     return scan
 
@@ -131,8 +133,6 @@ def _scan(
     keys: Array,
     key_ends_R: Array,
     is_utf8: bool,
-    surfaces: Array,
-    surface_ends: Array,
     key: Any,
     is_watch_R: Array,
     begins_RT: Array,
@@ -147,7 +147,7 @@ def _scan(
         end, key_end = ends_R[row], key_ends_R[row]
         begins_T, lengths_T, numbers_N = begins_RT[row], lengths_RT[row], numbers_RN[row]
         if _scan_record(
-            buf, begin, end, plain, is_utf8, surfaces, surface_ends, order, begins_T, lengths_T, numbers_N
+            buf, begin, end, plain, is_utf8, order, begins_T, lengths_T, numbers_N
         ):  # fmt: skip
             first, size = begins_T[_USER_ID], lengths_T[_USER_ID]
             if _equal(buf, first, first + size, keys, key_begin, key_end):
@@ -194,8 +194,6 @@ def _scan_record(
     end: int,
     plain: bool,
     is_utf8: bool,
-    surfaces: Array,
-    surface_ends: Array,
     order: Array,
     begins_T: Array,
     lengths_T: Array,
@@ -231,7 +229,7 @@ def _scan_record(
             close, chars = _closing_quote(buf, first, plain, is_utf8)
             at = close + 1
             valid = close >= 0 and _takes_string(
-                buf, first, close, chars, field, surfaces, surface_ends, begins_T, lengths_T, numbers_N
+                buf, first, close, chars, field, begins_T, lengths_T, numbers_N
             )  # fmt: skip
         elif _ZERO <= byte <= _NINE:
             at, value, is_whole = _decimal(buf, at)
@@ -258,8 +256,6 @@ def _takes_string(
     close: int,
     chars: int,
     field: int,
-    surfaces: Array,
-    surface_ends: Array,
     begins_T: Array,
     lengths_T: Array,
     numbers_N: Array,
@@ -270,9 +266,9 @@ def _takes_string(
         lengths_T[field] = close - first
         return _MIN_CHARS[field] <= chars <= _MAX_CHARS[field]
     if field == _SURFACE:
-        surface = _find(buf, first, close, surfaces, surface_ends)
+        surface = _find(buf, first, close, _SURFACE_BYTES, _SURFACE_ENDS)
         numbers_N[_SURFACE - _EVENT_TIME] = surface
-        return surface < len(surface_ends) - 1
+        return surface < len(_SURFACES)
     if field == _TYPE:
         return _find(buf, first, close, _WATCH_BYTES, _WATCH_ENDS) == 0
     return field == _OTHER

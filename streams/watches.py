@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from infra.errors import DecodeError
 from streams.codec import decode_watch_event
 from streams.events import Surface, UserErased, WatchEvent
 
@@ -56,6 +57,7 @@ class Watch(Struct, frozen=True, gc=False, kw_only=True):
     user: UserFeatures | None = None
 
 
+decode_features = msgspec.json.Decoder(UserFeatures).decode
 _decode_simple = msgspec.json.Decoder(Watch).decode
 
 
@@ -74,6 +76,30 @@ def decode_watch(value: bytes | None) -> Watch | UserErased:
             pass  # the contract knows the reason, or accepts
     event = decode_watch_event(value)
     return event if isinstance(event, UserErased) else _mirrored(event)
+
+
+def accepted_watch(
+    key: bytes | None, value: bytes | None, append_time_ms: int, *, future_slack_ms: int
+) -> Watch | UserErased:
+    """Return the event of a record of `watch.events`; "now" is its append time, so that it is always the same.
+
+    Raises:
+        DecodeError: it is none, or breaks a rule that the contract of one event cannot see.
+    """
+    event = decode_watch(value)
+    if event.event_time_ms > append_time_ms + future_slack_ms:
+        raise DecodeError(
+            f"event_time_ms {event.event_time_ms} is more than {future_slack_ms} ms after "
+            f"the record was appended, {append_time_ms}; is the player's clock right?",
+            "event_time_in_future",
+        )
+    if key != event.user_id.encode():
+        raise DecodeError(
+            f"the record's key is {(key or b'')[:80]!r}, expected the user_id: a user's watches "
+            "and history must share a partition",
+            "key_is_not_user_id",
+        )
+    return event
 
 
 def _mirrored(event: WatchEvent) -> Watch:

@@ -28,10 +28,10 @@ from streams.packed_history import (
     unpack,
 )
 from streams.shards import ROW_GROUP_ROWS, ShardWriter
+from streams.watches import decode_features
 from workers.shard_builder import FilledShard, NewWatches
 from workers.shard_rows import NOBODY, WATCH_COLUMNS, RowGroup, ShardRows
 from workers.video_labels import VideoLabel
-from workers.watch_intake import decode_features
 from workers.watch_table import column
 
 Numbers = npt.NDArray[Any]

@@ -25,14 +25,13 @@ from streams.watch_scan import (
     event_fingerprint,
     scan_watches,
 )
-from streams.watches import UserFeatures, Watch, decode_watch
+from streams.watches import Watch, accepted_watch, decode_features
 
 Array = npt.NDArray[Any]
 _USER, _EVENT_TIME = TEXTS.index("user"), NUMBERS.index("event_time_ms")
 REMEMBERED_FEATURES = 100_000
 REFUSED_BYTES = 3_000
 """What a dead letter takes in memory beside the record's key and value."""
-decode_features = msgspec.json.Decoder(UserFeatures).decode
 
 
 class Records(NamedTuple):
@@ -127,7 +126,7 @@ class WatchIntake:
 
     def _accept_one(self, row: int, records: Records, found: Accepted) -> None:
         try:
-            event = accepted(
+            event = accepted_watch(
                 records.keys[row],
                 records.values[row],
                 int(records.append_time_ms_R[row]),
@@ -143,27 +142,3 @@ class WatchIntake:
         found.is_watch_R[row] = True
         found.fingerprint_R[row] = event_fingerprint(event.user_id, event.event_id)
         found.event_time_ms_R[row] = event.event_time_ms
-
-
-def accepted(
-    key: bytes | None, value: bytes | None, append_time_ms: int, *, future_slack_ms: int
-) -> Watch | UserErased:
-    """Return the event of a record of `watch.events`.
-
-    Raises:
-        DecodeError: it is none, or breaks a rule that the contract of one event cannot see.
-    """
-    event = decode_watch(value)
-    if event.event_time_ms > append_time_ms + future_slack_ms:
-        raise DecodeError(
-            f"event_time_ms {event.event_time_ms} is more than {future_slack_ms} ms after "
-            f"the record was appended, {append_time_ms}; is the player's clock right?",
-            "event_time_in_future",
-        )
-    if key != event.user_id.encode():
-        raise DecodeError(
-            f"the record's key is {(key or b'')[:80]!r}, expected the user_id: a user's watches "
-            "and history must share a partition",
-            "key_is_not_user_id",
-        )
-    return event

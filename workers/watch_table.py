@@ -22,7 +22,6 @@ from workers.watch_intake import Accepted, Records
 
 Array = npt.NDArray[Any]
 _TEXTS: Final = ("event_id", "user_id", "video_id", "context_video_id", "query", "arm", "user")
-_SURFACE_NUMBERS = {surface: number for number, surface in enumerate(SURFACES)}
 
 
 def watch_table(records: Records, accepted: Accepted, rows: Array, late: Array) -> pa.Table:
@@ -55,9 +54,7 @@ def _from_structs(watches: Sequence[Watch]) -> pa.Table:
         for name in NUMBERS
         if name != "surface"
     }
-    numbers["surface"] = np.array(
-        [_SURFACE_NUMBERS[watch.surface] for watch in watches], np.float64
-    )
+    numbers["surface"] = np.array([SURFACES.index(watch.surface) for watch in watches], np.float64)
     texts = {
         name: pa.array([getattr(watch, name) for watch in watches], pa.string())
         for name in _TEXTS
