@@ -136,14 +136,14 @@ class Observations:
         learned = self._learned_in()
         served = self._served_at()
         by_partition: dict[int, list[tuple[int, int, str, int]]] = {}
-        for sealed_at, shard in self.shards:
+        for sealed_at, shard in list(self.shards):
             for found in shard.ranges:
                 by_partition.setdefault(found.partition, []).append(
                     (found.first_offset, found.last_offset, shard.shard_id, sealed_at)
                 )
         for ranges in by_partition.values():
             ranges.sort()
-        for (partition, offset), appended_at in self.watches.items():
+        for (partition, offset), appended_at in list(self.watches.items()):
             ranges = by_partition.get(partition, [])
             place = bisect_right(ranges, offset, key=lambda each: each[0]) - 1
             if place < 0 or ranges[place][1] < offset:
@@ -157,7 +157,7 @@ class Observations:
         """Return shard_id to (model_version, append time) of the checkpoint that learned from it."""
         return {
             shard_id: (checkpoint.model_version, append_time)
-            for append_time, checkpoint in self.checkpoints
+            for append_time, checkpoint in list(self.checkpoints)
             for shard_id in checkpoint.shard_ids
         }
 

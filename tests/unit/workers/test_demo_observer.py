@@ -1,0 +1,65 @@
+"""What the demo makes of what it has seen, while it goes on seeing."""
+
+from __future__ import annotations
+
+from streams.events import CheckpointPromoted, OffsetRange, ShardSealed, SwapReported
+from workers.demo_observer import Observations
+
+
+def observations() -> Observations:
+    """Return two watches of one shard that a served model has learned from."""
+    shard = ShardSealed(
+        shard_id="s",
+        path="",
+        sha256="",
+        ranges=(OffsetRange(partition=0, first_offset=0, last_offset=1),),
+        rows=1,
+        watches=2,
+        duplicates=0,
+        dead_letters=0,
+        first_event_time_ms=0,
+        last_event_time_ms=0,
+        first_append_time_ms=0,
+        last_append_time_ms=0,
+        sealed_time_ms=0,
+    )
+    checkpoint = CheckpointPromoted(
+        model_name="lrm",
+        model_version=2,
+        codebook_version=1,
+        path="",
+        sha256="",
+        metrics={},
+        shard_ids=("s",),
+        promoted_time_ms=30,
+    )
+    swap = SwapReported(
+        replica="r",
+        model_name="lrm",
+        model_version=2,
+        previous_version=1,
+        outcome="succeeded",
+        sha256="",
+        swapped_time_ms=40,
+        load_s=0,
+    )
+    return Observations(
+        watches={(0, 0): 1, (0, 1): 2},
+        shards=[(20, shard)],
+        checkpoints=[(30, checkpoint)],
+        swaps=[swap],
+    )
+
+
+def test_stage_times_are_those_of_watches_that_came_all_the_way() -> None:
+    seen = observations()
+    seen.watches[0, 2] = 3  # in no shard yet
+    assert list(seen.stage_times()) == [(1, 20, 30, 40), (2, 20, 30, 40)]
+
+
+def test_records_that_arrive_while_stage_times_are_read_are_for_the_next_time() -> None:
+    seen = observations()
+    times = seen.stage_times()
+    first = next(times)
+    seen.watches[1, 0] = 9
+    assert [first, *times] == [(1, 20, 30, 40), (2, 20, 30, 40)]
