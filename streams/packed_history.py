@@ -9,34 +9,29 @@ that grew fit others. A watch:
 | what | event time, seconds | number of the video | percent | surface | seconds watched |
 
 Numbers of videos and features are of one process (`Numbered`); in `user.histories` they are spelled out. Shape
-suffixes: U users, E entries (of all users, one user's after the other).
+suffixes: U users, E watches (of all users, one user's after the other). numba's cache knows only this file, so compiled
+code takes no constants from others.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from infra.errors import TransientError
 from streams.events import HISTORY_WATCH_CHARS
-from streams.history import (
-    MAX_PERCENT,
-    MAX_WATCHED_S,
-    PACKED_WATCH,
-    WireHistory,
-    decode_watches,
-    decode_wire,
-)
+from streams.history import PACKED_WATCH, WireHistory, decode_watches, decode_wire
 from streams.watches import UserFeatures
 
 Ints = npt.NDArray[np.int64]
+Slots = npt.NDArray[Any]
 T = TypeVar("T", bound=Hashable)
 SLOT: Final = np.dtype([("head", "<u8"), ("tail", "<u2")])
 _TIME_SHIFT, _VIDEO_SHIFT, _SURFACE_SHIFT = 32, 7, 13
@@ -87,99 +82,129 @@ def new_names() -> Names:
     return Names(Numbered(), Numbered([None]))
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """Histories side by side: `lengths_U` entries of each user, user after user, and the users' features."""
+class Entries(NamedTuple):
+    """The watches of many histories as columns: `lengths_U` of each user, user after user, and the users' features."""
 
     lengths_U: Ints
     features_U: Ints
-    time_s_E: Ints
-    video_E: Ints
-    percent_E: Ints
-    surface_E: Ints
-    watched_s_E: Ints
-
-    def take(self, which_E: npt.NDArray[Any], lengths_U: Ints, features_U: Ints) -> Entries:
-        """Return some entries, or the same in another order, as `lengths_U` of each user."""
-        return Entries(
-            lengths_U,
-            features_U,
-            self.time_s_E[which_E],
-            self.video_E[which_E],
-            self.percent_E[which_E],
-            self.surface_E[which_E],
-            self.watched_s_E[which_E],
-        )
+    time_s_E: npt.NDArray[np.uint32]
+    video_E: npt.NDArray[np.int32]
+    percent_E: npt.NDArray[np.uint8]
+    surface_E: npt.NDArray[np.uint8]
+    watched_s_E: npt.NDArray[np.uint16]
 
 
-def unpack(histories: Sequence[bytes]) -> Entries:
-    """Return the entries of packed histories; those of an empty `bytes` are none."""
+class Packed(NamedTuple):
+    """Many histories in slots, `lengths_U` from `begins_U` on; what stands between them is of no account here."""
+
+    slots: Slots
+    begins_U: Ints
+    lengths_U: Ints
+    features_U: Ints
+
+
+def join(histories: Sequence[bytes]) -> Packed:
+    """Return packed histories side by side; an empty `bytes` is one without watches."""
     sizes_U = np.fromiter(map(len, histories), np.int64, len(histories)) // SLOT.itemsize
     slots = np.frombuffer(b"".join(histories), SLOT)
     known_U = sizes_U > 0
-    first_U = (np.cumsum(sizes_U) - sizes_U)[known_U]
+    first_U = np.cumsum(sizes_U) - sizes_U
     features_U, lengths_U = np.zeros((2, len(histories)), np.int64)
-    features_U[known_U] = slots["head"][first_U].astype(np.int64)
-    lengths_U[known_U] = slots["tail"][first_U]
-    entries = slots[_entry_places(first_U, lengths_U[known_U])]
-    head, tail = entries["head"].astype(np.int64), entries["tail"].astype(np.int64)
-    return Entries(
-        lengths_U,
-        features_U,
-        (head >> _TIME_SHIFT) & 0xFFFF_FFFF,
-        (head >> _VIDEO_SHIFT) & (MAX_VIDEOS - 1),
-        head & MAX_PERCENT,
-        tail >> _SURFACE_SHIFT,
-        tail & MAX_WATCHED_S,
-    )
+    features_U[known_U] = slots["head"][first_U[known_U]].astype(np.int64)
+    lengths_U[known_U] = slots["tail"][first_U[known_U]]
+    return Packed(slots, first_U + 1, lengths_U, features_U)
 
 
-def _entry_places(first_U: Ints, lengths_U: Ints) -> Ints:
-    """Return the slots of all entries, those of each user beginning after the user's first slot."""
-    ends_U = np.cumsum(lengths_U)
-    return np.repeat(first_U + 1 - (ends_U - lengths_U), lengths_U) + np.arange(lengths_U.sum())
+def split(packed: Packed) -> list[bytes]:
+    """Return each user's packed history; the slots must be laid out as `merge` does."""
+    first_U = (SLOT.itemsize * (packed.begins_U - 1)).tolist()
+    data = packed.slots.tobytes()
+    return [data[first:end] for first, end in pairwise([*first_U, len(data)])]
 
 
-def pack(entries: Entries) -> list[bytes]:
-    """Return each user's packed history."""
-    sizes_U = -(-(entries.lengths_U + 1) // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
-    ends_U = np.cumsum(sizes_U)
-    first_U = ends_U - sizes_U
-    slots = np.zeros(sizes_U.sum(), SLOT)
-    places = _entry_places(first_U, entries.lengths_U)
-    slots["head"][first_U] = entries.features_U
-    slots["tail"][first_U] = entries.lengths_U
-    slots["head"][places] = (
+def pack(entries: Entries) -> Packed:
+    """Return columns as slots, without room between the users."""
+    slots = np.empty(len(entries.time_s_E), SLOT)
+    slots["head"] = (
         (entries.time_s_E.astype(np.uint64) << np.uint64(_TIME_SHIFT))
-        | (entries.video_E << _VIDEO_SHIFT).astype(np.uint64)
-        | entries.percent_E.astype(np.uint64)
+        | (entries.video_E.astype(np.uint64) << np.uint64(_VIDEO_SHIFT))
+        | entries.percent_E
     )
-    slots["tail"][places] = (entries.surface_E << _SURFACE_SHIFT) | entries.watched_s_E
-    packed = slots.tobytes()
-    bounds = (SLOT.itemsize * np.concatenate([[0], ends_U])).tolist()
-    return [packed[start:end] for start, end in pairwise(bounds)]
+    slots["tail"] = (entries.surface_E.astype(np.uint16) << _SURFACE_SHIFT) | entries.watched_s_E
+    lengths_U = entries.lengths_U
+    return Packed(slots, np.cumsum(lengths_U) - lengths_U, lengths_U, entries.features_U)
 
 
-def merge(old: Entries, new: Entries, *, length: int) -> Entries:
-    """Return the newest `length` entries of each user; at the same second, new ones come after old ones.
+def unpack(packed: Packed) -> Entries:
+    """Return slots as columns."""
+    num = int(packed.lengths_U.sum())
+    entries = Entries(
+        packed.lengths_U,
+        packed.features_U,
+        np.empty(num, np.uint32),
+        np.empty(num, np.int32),
+        np.empty(num, np.uint8),
+        np.empty(num, np.uint8),
+        np.empty(num, np.uint16),
+    )
+    _unpack(packed.slots, packed.begins_U, packed.lengths_U, *entries[2:])
+    return entries
 
-    Both have the same users, and each user's entries are in the order of their times. The features are the new ones,
+
+@njit(cache=True, nogil=True)
+def _unpack(
+    slots: Any, begins_U: Any, lengths_U: Any, time_s_E: Any, video_E: Any, percent_E: Any, surface_E: Any,
+    watched_s_E: Any,
+) -> None:  # fmt: skip
+    at = 0
+    for user in range(len(lengths_U)):
+        for place in range(begins_U[user], begins_U[user] + lengths_U[user]):
+            head, tail = slots[place]["head"], slots[place]["tail"]
+            time_s_E[at] = head >> np.uint64(_TIME_SHIFT)
+            video_E[at] = (head >> np.uint64(_VIDEO_SHIFT)) & np.uint64(MAX_VIDEOS - 1)
+            percent_E[at] = head & np.uint64((1 << _VIDEO_SHIFT) - 1)
+            surface_E[at] = tail >> _SURFACE_SHIFT
+            watched_s_E[at] = tail & ((1 << _SURFACE_SHIFT) - 1)
+            at += 1
+
+
+def merge(old: Packed, new: Packed, *, length: int) -> Packed:
+    """Return the newest `length` watches of each user; at the same second, new ones come after old ones.
+
+    Both have the same users, and each user's watches are in the order of their times. The features are the new ones,
     where there are any.
     """
-    users = np.arange(len(old.lengths_U))
-    user_E = np.concatenate([np.repeat(users, old.lengths_U), np.repeat(users, new.lengths_U)])
-    both = Entries(
-        *(
-            np.concatenate([getattr(old, name), getattr(new, name)])
-            for name in Entries.__dataclass_fields__
-        )
-    )
-    order_E = np.argsort(user_E << _TIME_SHIFT | both.time_s_E, kind="stable")
-    total_U = old.lengths_U + new.lengths_U
-    ends_U = np.cumsum(total_U)
-    from_end_E = np.repeat(ends_U, total_U) - np.arange(len(order_E))
+    lengths_U = np.minimum(old.lengths_U + new.lengths_U, length)
+    sizes_U = -(-(lengths_U + 1) // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
+    first_U = np.cumsum(sizes_U) - sizes_U
     features_U = np.where(new.features_U > 0, new.features_U, old.features_U)
-    return both.take(order_E[from_end_E <= length], np.minimum(total_U, length), features_U)
+    slots = np.zeros(sizes_U.sum(), SLOT)
+    slots["head"][first_U], slots["tail"][first_U] = features_U, lengths_U
+    _merge(*old[:3], *new[:3], slots, first_U + 1, lengths_U)
+    return Packed(slots, first_U + 1, lengths_U, features_U)
+
+
+@njit(cache=True, nogil=True)
+def _merge(
+    old: Any, old_begins_U: Any, old_lengths_U: Any, new: Any, new_begins_U: Any, new_lengths_U: Any,
+    merged: Any, begins_U: Any, lengths_U: Any,
+) -> None:  # fmt: skip
+    time_shift = np.uint64(_TIME_SHIFT)
+    for user in range(len(lengths_U)):
+        old_first, new_first = old_begins_U[user], new_begins_U[user]
+        # From the newest on, so that those beyond the length are never looked at.
+        old_at = old_first + old_lengths_U[user] - 1
+        new_at = new_first + new_lengths_U[user] - 1
+        for place in range(begins_U[user] + lengths_U[user] - 1, begins_U[user] - 1, -1):
+            if new_at >= new_first and (
+                old_at < old_first
+                or new[new_at]["head"] >> time_shift >= old[old_at]["head"] >> time_shift
+            ):
+                merged[place] = new[new_at]
+                new_at -= 1
+            else:
+                merged[place] = old[old_at]
+                old_at -= 1
 
 
 def encode_histories(
@@ -187,7 +212,7 @@ def encode_histories(
 ) -> Iterator[bytes]:
     """Yield the bytes of the `UserHistory` event of each user."""
     for start in range(0, len(user_ids), USERS_AT_ONCE):
-        entries = unpack(histories[start : start + USERS_AT_ONCE])
+        entries = unpack(join(histories[start : start + USERS_AT_ONCE]))
         watches_E = np.zeros(len(entries.time_s_E), PACKED_WATCH)
         watches_E["time_s"], watches_E["watched_s"] = entries.time_s_E, entries.watched_s_E
         watches_E["percent"], watches_E["surface"] = entries.percent_E, entries.surface_E
@@ -214,10 +239,11 @@ def decode_histories(values: Iterable[bytes], names: Names) -> tuple[list[str], 
     entries = Entries(
         np.fromiter((len(each.video_ids) for each in found), np.int64, len(found)),
         np.array([names.features[each.user] for each in found], np.int64),
-        watches_E["time_s"].astype(np.int64),
-        np.fromiter(map(names.videos.__getitem__, video_ids), np.int64, len(watches_E)),
-        watches_E["percent"].astype(np.int64),
-        watches_E["surface"].astype(np.int64),
-        watches_E["watched_s"].astype(np.int64),
+        watches_E["time_s"],
+        np.fromiter(map(names.videos.__getitem__, video_ids), np.int32, len(watches_E)),
+        watches_E["percent"],
+        watches_E["surface"],
+        watches_E["watched_s"],
     )
-    return [each.user_id for each in found], pack(entries)
+    packed = merge(join([b""] * len(found)), pack(entries), length=len(watches_E))
+    return [each.user_id for each in found], split(packed)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from infra.settings import WatchSettings
 from streams.codec import dead_letter
-from streams.events import DeadLetter, OffsetRange, WatchEvent, to_json
+from streams.events import DeadLetter, OffsetRange
 from streams.recent_ids import RecentIds
 from streams.topics import WATCHES
 from streams.watermark import Watermark
@@ -201,16 +201,3 @@ class ShardBuilder:
         for number, offset in offsets.items():
             part = self._partitions[number]
             part.first_offset = part.next_offset = max(offset, part.next_offset)
-
-
-def compile_intake(settings: WatchSettings) -> None:
-    """Compile what is run for every watch, or load it from the cache, so that no record has to wait for it.
-
-    Blocks: some ten seconds the first time on a machine.
-    """
-    watch = WatchEvent(
-        event_time_ms=0, user_id="u", video_id="v", surface="home", watched_s=0, duration_s=1
-    )
-    values = [to_json(watch)]
-    zero = np.zeros(1, np.int64)
-    ShardBuilder({0: Restored(0)}, settings=settings).add(Records(zero, zero, zero, [b"u"], values))

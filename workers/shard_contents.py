@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infra.settings import WatchSettings
 from streams.counts import NO_ARM, Viewed, video_counts
+from streams.events import WatchEvent, to_json
 from streams.history import MAX_WATCHED_S
 from streams.packed_history import (
     USERS_AT_ONCE,
@@ -22,16 +24,18 @@ from streams.packed_history import (
     Names,
     decode_histories,
     encode_histories,
+    join,
     merge,
     new_names,
     pack,
-    unpack,
+    split,
 )
 from streams.shards import ROW_GROUP_ROWS, ShardWriter
 from streams.watches import decode_features
-from workers.shard_builder import FilledShard, NewWatches
+from workers.shard_builder import FilledShard, NewWatches, Restored, ShardBuilder
 from workers.shard_rows import NOBODY, WATCH_COLUMNS, RowGroup, ShardRows
 from workers.video_labels import VideoLabel
+from workers.watch_intake import Records
 from workers.watch_table import column
 
 Numbers = npt.NDArray[Any]
@@ -153,7 +157,7 @@ def shard_contents(
         tables.append(watches.table)
         held = users.by_partition.get(number, {})
         for group in _groups(watches, held, new.erased.keys(), history_length):
-            histories[number].update(zip(group.user_ids, pack(group.after), strict=True))
+            histories[number].update(zip(group.user_ids, split(group.after), strict=True))
             table, unknown_here = ShardRows(users.names, videos, number, codebook_version).table(
                 group
             )
@@ -250,11 +254,11 @@ def _groups(
         last = min(first + ROW_GROUP_ROWS, len(lengths))
         start, end = ends[first] - lengths[first], ends[last - 1]
         user_ids = watches.user_ids[first:last]
-        before = unpack([b"" if each in erased else histories.get(each, b"") for each in user_ids])
+        before = join([b"" if each in erased else histories.get(each, b"") for each in user_ids])
         new = _entries(
             table, by_second_W[start:end], lengths[first:last], watches.features_U[first:last]
         )
-        after = merge(before, new, length=history_length)
+        after = merge(before, pack(new), length=history_length)
         sorted_watches = written.take(pa.array(by_time_W[start:end]))
         yield RowGroup(user_ids, before, after, lengths[first:last], sorted_watches)
 
@@ -263,15 +267,28 @@ def _entries(
     watches: pa.Table, which_W: Numbers, lengths_U: Numbers, features_U: Numbers
 ) -> Entries:
     def taken(name: str) -> Numbers:
-        return column(watches, name)[which_W].astype(np.int64)
+        return column(watches, name)[which_W]
 
-    watched_s = np.rint(column(watches, "watched_s")[which_W])
     return Entries(
         lengths_U,
         features_U,
-        taken("event_time_ms") // 1000,
+        (taken("event_time_ms") // 1000).astype(np.uint32),
         taken("video"),
-        taken("percent"),
-        taken("surface"),
-        np.minimum(watched_s, MAX_WATCHED_S).astype(np.int64),
+        taken("percent").astype(np.uint8),
+        taken("surface").astype(np.uint8),
+        np.minimum(np.rint(taken("watched_s")), MAX_WATCHED_S).astype(np.uint16),
     )
+
+
+def compile_sealing(settings: WatchSettings) -> None:
+    """Compile what runs for every watch, or load it from the cache, so that no record has to wait for it.
+
+    Blocks: some ten seconds the first time on a machine.
+    """
+    watch = WatchEvent(
+        event_time_ms=0, user_id="u", video_id="v", surface="home", watched_s=0, duration_s=1
+    )
+    zero = np.zeros(1, np.int64)
+    builder = ShardBuilder({0: Restored(0)}, settings=settings)
+    builder.add(Records(zero, zero, zero, [b"u"], [to_json(watch)]))
+    shard_contents(builder.take_shard(), UserHistories(), {}, 0, history_length=1)

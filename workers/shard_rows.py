@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streams.events import SURFACES
-from streams.packed_history import Entries, Names
+from streams.packed_history import Names, Packed, unpack
 from streams.shards import NEW_FIELDS, PAST_FIELDS, SHARD_SCHEMA
 from streams.watches import UserFeatures
 from workers.video_labels import VideoLabel
@@ -37,8 +37,8 @@ class RowGroup:
     """Users that are written together: histories before and after, and watches by event time, in `WATCH_COLUMNS`."""
 
     user_ids: list[str]
-    before: Entries
-    after: Entries
+    before: Packed
+    after: Packed
     lengths_U: Numbers
     watches: pa.Table
 
@@ -60,7 +60,7 @@ class ShardRows:
 
     def table(self, group: RowGroup) -> tuple[pa.Table, int]:
         """Return a group's rows, and how many of its watches are of videos without a semantic ID."""
-        before, watches = group.before, group.watches
+        before, watches = unpack(group.before), group.watches
         context_W = column(watches, "context")
         labels = _Labels(
             self._names.videos.things,
@@ -71,7 +71,7 @@ class ShardRows:
             **labels.of(before.video_E),
             "percent": before.percent_E,
             "watched_s": before.watched_s_E,
-            "event_time_ms": before.time_s_E * 1000,
+            "event_time_ms": before.time_s_E.astype(np.int64) * 1000,
             "surface": _surfaces(before.surface_E),
             "context_video_id": labels.ids(np.full(len(before.video_E), NOBODY)),
         }
@@ -123,8 +123,10 @@ class _Labels:
         codes = [label.semantic_id or () for label in labels]
         self._known = np.array([label.semantic_id is not None for label in labels], bool)
         self._lengths = np.fromiter(map(len, codes), np.int32, len(codes))
-        self._first = np.cumsum(self._lengths) - self._lengths
-        self._codes = np.fromiter(chain.from_iterable(codes), np.int32)
+        levels = max(map(len, codes), default=0)
+        self._is_code = np.arange(levels) < self._lengths[:, None]
+        self._codes = np.zeros(self._is_code.shape, np.int32)
+        self._codes[self._is_code] = np.fromiter(chain.from_iterable(codes), np.int32)
 
     def of(self, numbers: Numbers) -> dict[str, Any]:
         """Return the columns video_id, semantic_id and channel of videos."""
@@ -140,10 +142,9 @@ class _Labels:
         return _coded(np.where(numbers == NOBODY, NOBODY, self._local[numbers]), self._ids)
 
     def _semantic_ids(self, local: Numbers) -> Any:
-        lengths = self._lengths[local]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = np.repeat(self._first[local] - (ends - lengths), lengths)
-        codes = self._codes[starts + np.arange(len(starts))]
+        codes = self._codes[local]
+        codes = codes.ravel() if self._is_code.all() else codes[self._is_code[local]]
+        ends = np.cumsum(self._lengths[local], dtype=np.int64)
         offsets = np.concatenate([[0], ends]).astype(np.int32)
         return pa.ListArray.from_arrays(
             pa.array(offsets), pa.array(codes, pa.int32()), mask=pa.array(~self._known[local])

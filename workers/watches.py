@@ -34,8 +34,8 @@ from workers.member_slot import MemberSlot
 from workers.orphans import collect_orphans
 from workers.restoring import restore
 from workers.sealing import Committed, ShardCommitter, StepHook, settle
-from workers.shard_builder import FilledShard, ShardBuilder, compile_intake
-from workers.shard_contents import UserHistories
+from workers.shard_builder import FilledShard, ShardBuilder
+from workers.shard_contents import UserHistories, compile_sealing
 from workers.video_labels import VideoLabels
 from workers.watch_intake import records_of
 
@@ -72,7 +72,7 @@ class Sealer:
 
         Blocks: until the transaction that a predecessor of the same name left open is aborted.
         """
-        compile_intake(settings.watches)
+        compile_sealing(settings.watches)
         kafka = settings.kafka
         self._settings = settings
         self._store = store

@@ -7,14 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from infra.settings import WatchSettings
 from streams.events import OffsetRange
-from streams.recent_ids import _take
-from streams.watch_scan import _scan
 from tests.sealing_in_memory import NOW_MS, Sealing, record, records, rows_of
-from workers.shard_builder import Restored, compile_intake
+from workers.shard_builder import Restored
 from workers.watch_intake import REFUSED_BYTES, Records
-from workers.watch_table import _copy
 
 
 def test_every_record_is_a_watch_a_duplicate_or_a_dead_letter() -> None:
@@ -152,12 +148,3 @@ def test_watermark_goes_on_where_the_last_sealer_was() -> None:
     found = Sealing(Restored(0, newest_event_time_ms=NOW_MS))
     found.add(0, record("a", event_time_ms=NOW_MS - 10_001))
     assert found.shard()[1].late == 1
-
-
-def test_compiling_ahead_leaves_nothing_to_compile_for_a_plain_watch() -> None:
-    compile_intake(WatchSettings())
-    compiled = [each for each in (_scan, _take, _copy) for _ in each.signatures]
-    found = Sealing()
-    found.add(0, record("a", context_video_id="c", query="q", arm="x", user={"age": 7}))
-    assert [each for each in (_scan, _take, _copy) for _ in each.signatures] == compiled
-    assert {_scan, _take, _copy} == set(compiled)

@@ -8,15 +8,25 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.settings import WatchSettings
 from streams.codec import decode
 from streams.events import UserHistory
 from streams.history import History, decode_history
-from streams.packed_history import decode_histories, encode_histories, new_names
+from streams.packed_history import (
+    _merge,
+    _unpack,
+    decode_histories,
+    encode_histories,
+    new_names,
+)
+from streams.recent_ids import _take
+from streams.watch_scan import _scan
 from streams.watches import Watch, decode_watch
 from tests.sealing_in_memory import NOW_MS, Sealing, erasure, record, rows_of
 from workers.shard_builder import Restored
-from workers.shard_contents import UserHistories, shard_contents
+from workers.shard_contents import UserHistories, compile_sealing, shard_contents
 from workers.video_labels import VideoLabel
+from workers.watch_table import _copy
 
 
 def test_row_holds_history_before_the_shard_and_new_watches_by_event_time() -> None:
@@ -190,3 +200,18 @@ def test_histories_are_the_same_wherever_shards_end_and_a_sealer_is_restored(
     assert {user: (each.entries, each.user) for user, each in found.items()} == {
         user: (each.entries, each.user) for user, each in expected.items()
     }
+
+
+def test_compiling_ahead_leaves_nothing_to_compile_for_plain_watches() -> None:
+    compiled = (_scan, _take, _copy, _merge, _unpack)
+    compile_sealing(WatchSettings())
+    signatures = [each.signatures for each in compiled]
+    assert all(signatures)
+    found = Sealing()
+    for offset in range(2):
+        plain = record(f"e{offset}", context_video_id="c", query="q", arm="x", user={"age": 7})
+        found.add(offset, plain)
+        _, contents = found.shard()
+    assert rows_of(contents)[0].history
+    assert list(contents.updated_histories())
+    assert [each.signatures for each in compiled] == signatures
