@@ -26,6 +26,7 @@ from infra import metrics
 from infra.clock import now_ms
 from infra.errors import TransientError
 from infra.log import configure, get_logger
+from infra.memory import release_freed_memory
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.client import consumer, producer
@@ -183,6 +184,7 @@ class Sealer:
         )
         self._builder = ShardBuilder(restored, settings=self._settings.watches)
         self._must_restore = False
+        release_freed_memory()
         log.info(
             "partitions_restored",
             next_offsets={number: found.next_offset for number, found in restored.items()},
@@ -213,6 +215,7 @@ class Sealer:
         started = time.monotonic()
         committed = self._committer.commit(shard, users, self._labels, group_metadata)
         _report(committed, shard, seconds=time.monotonic() - started)
+        release_freed_memory()
         return committed
 
     def _finish_sealing(self) -> None:
