@@ -77,8 +77,17 @@ UNKNOWN_VIDEOS = Counter(
 )
 ROUNDS = Counter("freshet_training_rounds_total", "Training rounds, by outcome.", ["outcome"])
 BACKLOG = Gauge("freshet_training_backlog_shards", "Announced shards that no round has taken yet.")
+BACKLOG_WATCHES = Gauge(
+    "freshet_training_backlog_watches", "Watches in announced shards that no round has taken yet."
+)
+WATCHES_LEFT_OUT = Counter(
+    "freshet_training_watches_left_out_total",
+    "Watches that were not learned because training was behind.",
+)
 PREQUENTIAL_RECALL = Gauge(
-    "freshet_training_prequential_recall_ratio", "Recall@10 on new watches before training on them."
+    "freshet_training_prequential_recall_ratio",
+    "Recall@10 on new watches before training on them, by how many watches of the video were learned before.",
+    ["earlier_watches"],
 )
 REQUESTS = Counter(
     "freshet_serving_requests_total", "Requests, by route and status.", ["route", "status"]

@@ -122,6 +122,11 @@ class TrainingSettings(_Group):
     round_watches_max: int = Field(
         10_000, ge=1, description="watches after which a round takes no further shard"
     )
+    backlog_rounds_max: int = Field(
+        10,
+        ge=1,
+        description="rounds' worth of watches that may wait; beyond it one round takes all and learns a sample",
+    )
     new_videos_min: int = Field(
         64, ge=1, description="new videos that are worth a round without any shard"
     )

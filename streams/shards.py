@@ -124,11 +124,17 @@ class ShardWriter:
     by row group, wants blocks between 1 and 128 MB.
     """
 
-    def __init__(self, *, ranges: Iterable[OffsetRange] = ()) -> None:
-        """Begin a shard of these offset ranges, which stand in the file's metadata."""
+    def __init__(
+        self, *, ranges: Iterable[OffsetRange] = (), erased_users: Iterable[str] = ()
+    ) -> None:
+        """Begin a shard of these offset ranges.
+
+        `erased_users` are to be forgotten by who learned from the shards before. Both stand in the file's metadata.
+        """
         metadata = {
             "schema_version": SHARD_SCHEMA_VERSION,
             "ranges": [found.model_dump() for found in ranges],
+            "erased_users": sorted(erased_users),
         }
         self._metadata = {_METADATA_KEY: json.dumps(metadata)}
         self._sink = pa.BufferOutputStream()
@@ -158,7 +164,12 @@ class ShardWriter:
         return bytes(self._sink.getvalue())
 
 
-def write_shard(rows: Sequence[ShardRow], *, ranges: Iterable[OffsetRange] = ()) -> bytes:
+def write_shard(
+    rows: Sequence[ShardRow],
+    *,
+    ranges: Iterable[OffsetRange] = (),
+    erased_users: Iterable[str] = (),
+) -> bytes:
     """Return the rows as a shard."""
     columns = [
         _nested(field.type, [getattr(row, field.name) for row in rows])
@@ -166,7 +177,7 @@ def write_shard(rows: Sequence[ShardRow], *, ranges: Iterable[OffsetRange] = ())
         else _flat(field, rows)
         for field in SHARD_SCHEMA
     ]
-    writer = ShardWriter(ranges=ranges)
+    writer = ShardWriter(ranges=ranges, erased_users=erased_users)
     writer.write(pa.Table.from_arrays(columns, schema=SHARD_SCHEMA))
     return writer.close()
 
@@ -212,11 +223,23 @@ def read_ranges(data: bytes) -> tuple[OffsetRange, ...]:
     Raises:
         DecodeError: the bytes are no shard.
     """
+    return tuple(OffsetRange(**found) for found in _metadata(_schema(data))["ranges"])
+
+
+def read_erased_users(data: bytes) -> frozenset[str]:
+    """Return who was erased while the shard was filled: whatever was learned of them before is to be forgotten.
+
+    Raises:
+        DecodeError: the bytes are no shard.
+    """
+    return frozenset(_metadata(_schema(data)).get("erased_users", ()))
+
+
+def _schema(data: bytes) -> Any:
     try:
-        schema = pq.read_schema(pa.BufferReader(data))
+        return pq.read_schema(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:
         raise DecodeError(f"not a Parquet file: {error}", "invalid_shard") from error
-    return tuple(OffsetRange(**found) for found in _metadata(schema)["ranges"])
 
 
 def _metadata(schema: Any) -> dict[str, Any]:

@@ -146,7 +146,8 @@ def shard_contents(
 
     The histories stay as they are: the shard may not be committed.
     """
-    writer = ShardWriter(ranges=shard.ranges)
+    erased = {number: set(new.erased) for number, new in shard.partitions.items()}
+    writer = ShardWriter(ranges=shard.ranges, erased_users=set().union(*erased.values()))
     histories: dict[int, dict[str, bytes]] = {}
     tables, rows, unknown = [], 0, 0
     for number, new in shard.partitions.items():
@@ -165,12 +166,12 @@ def shard_contents(
             rows += len(group.user_ids)
             unknown += unknown_here
     everything = pa.concat_tables(tables) if tables else None
-    return _contents(everything, shard, users.names, histories, writer.close(), rows, unknown)
+    return _contents(everything, erased, users.names, histories, writer.close(), rows, unknown)
 
 
 def _contents(
     watches: pa.Table | None,
-    shard: FilledShard,
+    erased: dict[int, set[str]],
     names: Names,
     histories: dict[int, dict[str, bytes]],
     file: bytes,
@@ -195,7 +196,7 @@ def _contents(
         (int(times_ms.min()), int(times_ms.max())) if len(times_ms) else (0, 0),
         numbers("append_time_ms"),
         histories,
-        {number: set(new.erased) for number, new in shard.partitions.items()},
+        erased,
         viewed,
         arms,
         names,

@@ -5,11 +5,11 @@
     actor       rows and videos of one round            nothing               a checkpoint folder
 
 Exactly once in effect: the positions in both topics are in the checkpoint, never in a consumer group. A round is
-(1) read what is new, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any point,
-the loop goes on from the newest complete checkpoint: before (3) the same ranges are consumed again by the same state,
-after (3) they are not, and an announcement that is missing is made up for at the start.
+(1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
+point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
+after (3) it does not, and an announcement that is missing is made up for at the start.
 
-Knows nothing of how the model learns (`workers.training_round`) and of serving.
+Knows nothing of how the model learns (`workers.training_round`) and of what a round takes (`workers.training_intake`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from confluent_kafka import Message
 from ray.exceptions import RayActorError
 
 from infra import metrics
@@ -33,32 +31,25 @@ from infra.ray_cluster import ensure_ray
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
-from streams.catalogue import Catalogue
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
-from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ShardSealed
-from streams.shards import ShardRow, read_shard
-from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted
+from streams.topics import CHECKPOINTS
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
+from workers.training_intake import TrainingIntake
 from workers.training_state import (
-    Positions,
+    Plan,
     checkpoint_key,
     checkpoint_versions,
+    load_plan,
     load_positions,
     read_record,
+    save_plan,
 )
 
 log = get_logger()
+METRIC_LABELS = {"_unwatched": "0", "_watched_1_to_4": "1-4", "_watched_5_up": "5+"}
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
-
-
-@dataclass
-class Pending:
-    """What was read since the last checkpoint; cleared only when the next one is complete."""
-
-    shards: list[tuple[int, ShardSealed]] = field(default_factory=list)  # with their offsets
-    new_video_ids: dict[str, None] = field(default_factory=dict)
-    positions: Positions = field(default_factory=Positions)
 
 
 class TrainingLoop:
@@ -69,19 +60,17 @@ class TrainingLoop:
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
         version = self._newest_version()
-        positions = load_positions(self._store, model_name, version)
         self._actor_deaths = 0
-        self._pending = Pending(positions=positions)
-        self._learned = dict(positions.next_semantic_id_offsets)
-        self._catalogue = Catalogue(self._agreed_codebook(version))
-        self._changes: dict[str, Video | None] = {}
-        self._videos_reader = TopicReader(settings.kafka, [SEMANTIC_IDS])
-        start = {(SHARDS.name, 0): positions.next_shard_offset}
-        self._shards_reader = TopicReader(settings.kafka, [SHARDS], start=start)
+        self._plan = load_plan(self._store, model_name, version + 1)
+        self._intake = TrainingIntake(
+            settings,
+            self._store,
+            codebook_version=self._agreed_codebook(version),
+            positions=load_positions(self._store, model_name, version),
+            until=self._plan,
+        )
         self._producer = producer(settings.kafka)
         self._announce_missing(version)
-        for _, message in self._videos_reader.read_to_end():
-            self._take_video(message)
         self._actor = self._start_actor()
 
     def _newest_version(self) -> int:
@@ -106,8 +95,8 @@ class TrainingLoop:
 
     def _start_actor(self) -> Any:
         actor = LrmTrainerActor.remote(self._settings, self._model_name)  # type: ignore[attr-defined]
-        self._changes = {
-            video_id: Video.of(found) for video_id, found in self._catalogue.videos.items()
+        self._intake.changes = {
+            video_id: Video.of(found) for video_id, found in self._intake.catalogue.videos.items()
         }
         return actor
 
@@ -115,99 +104,53 @@ class TrainingLoop:
         """Return a reference to the actor's process id, for operators."""
         return self._actor.pid.remote()
 
-    def _take_video(self, message: Message) -> None:
-        partition, offset = message.partition(), message.offset()
-        try:
-            change = self._catalogue.apply(message.key(), message.value())
-        except DecodeError as error:
-            log.warning(
-                "record_refused", topic=SEMANTIC_IDS.name, offset=offset, reason=error.reason
-            )
-            metrics.DEAD_LETTERS.labels(SEMANTIC_IDS.name, error.reason).inc()
-            return
-        if change is None:
-            return
-        self._changes[change.video_id] = Video.of(change.current) if change.current else None
-        if offset >= self._learned.get(partition, 0):
-            self._pending.new_video_ids[change.video_id] = None
-
-    def poll(self) -> None:
-        """Read what is new; videos first, so that a shard's videos are known when it is trained on."""
-        shards = self._shards_reader.poll(timeout_s=self._settings.training.idle_poll_s)
-        for _, message in shards:
-            try:
-                sealed = decode(ShardSealed, message.value())
-                self._pending.shards.append((message.offset(), sealed))
-            except DecodeError as error:
-                metrics.DEAD_LETTERS.labels(SHARDS.name, error.reason).inc()
-                log.warning("record_refused", topic=SHARDS.name, reason=error.reason)
-        for _, message in self._videos_reader.read_to_end():
-            self._take_video(message)
-        metrics.BACKLOG.set(len(self._pending.shards))
-
     def run(
         self, stopping: threading.Event, *, on_round: Callable[[RoundOutcome], None] | None = None
     ) -> None:
         """Train rounds until told to stop."""
         while not stopping.is_set():
-            self.poll()
-            enough_videos = (
-                len(self._pending.new_video_ids) >= self._settings.training.new_videos_min
-            )
-            if not self._pending.shards and not enough_videos:
-                continue
-            outcome = self._round(stopping)
+            if self._plan is None:
+                self._intake.poll()
+                if not self._intake.is_enough:
+                    continue
+                self._plan = self._intake.plan(self._newest_version() + 1)
+                save_plan(self._store, self._model_name, self._plan)  # Step 1
+            outcome = self._round(self._plan, stopping)
             if outcome is not None and on_round is not None:
                 on_round(outcome)
 
-    def _round(self, stopping: threading.Event) -> RoundOutcome | None:
-        """Give the actor what is pending and wait; None when stopped, or when the actor died and must try again."""
-        taken = self._take_shards()
-        rows, shard_ids = self._rows([shard for _, shard in taken])
+    def _round(self, plan: Plan, stopping: threading.Event) -> RoundOutcome | None:
+        """Give the actor what is planned and wait; None when stopped, or when the actor died and must try again."""
+        found = self._intake.read_rows(plan)
         task = RoundTask(
-            rows=rows,
-            shard_ids=shard_ids,
-            new_video_ids=tuple(self._pending.new_video_ids),
-            positions=self._positions(taken),
+            rows=found.rows,
+            shard_ids=found.shard_ids,
+            erased_users=found.erased_users,
+            watches_left_out=found.watches_left_out,
+            new_video_ids=self._intake.new_video_ids,
+            positions=plan.positions,
         )
         try:
-            self._actor.update_videos.remote(self._changes)
+            self._actor.update_videos.remote(self._intake.changes)
             reference = self._actor.run_round.remote(task)
             while not ray.wait([reference], timeout=0.5)[0]:
                 if stopping.is_set():
                     return None
             outcome: RoundOutcome = ray.get(reference)
         except RayActorError as error:
-            self._replace_actor(error, task.positions, len(taken))
+            self._replace_actor(error, plan)
             return None
         self._actor_deaths = 0
-        self._changes = {}
-        self._move_on(task.positions, len(taken))
+        self._intake.changes = {}
+        self._move_on(plan)
         self._conclude(outcome, task.shard_ids)
         return outcome
 
-    def _take_shards(self) -> list[tuple[int, ShardSealed]]:
-        """Return the next shards, as many as a round may have watches, and one at least."""
-        watches = 0
-        for number, (_, shard) in enumerate(self._pending.shards):
-            watches += shard.watches
-            if watches >= self._settings.training.round_watches_max:
-                return self._pending.shards[: number + 1]
-        return list(self._pending.shards)
+    def _move_on(self, plan: Plan) -> None:
+        self._intake.move_on(plan)
+        self._plan = None
 
-    def _positions(self, taken: list[tuple[int, ShardSealed]]) -> Positions:
-        if len(taken) < len(self._pending.shards):
-            next_shard = taken[-1][0] + 1
-        else:
-            next_shard = self._shards_reader.next_offsets[SHARDS.name, 0]
-        videos = {at: to for (_, at), to in self._videos_reader.next_offsets.items()}
-        return Positions(next_shard, videos)
-
-    def _move_on(self, positions: Positions, num_taken: int) -> None:
-        self._learned = dict(positions.next_semantic_id_offsets)
-        self._pending = Pending(shards=self._pending.shards[num_taken:], positions=positions)
-
-    def _replace_actor(self, error: RayActorError, positions: Positions, num_taken: int) -> None:
+    def _replace_actor(self, error: RayActorError, plan: Plan) -> None:
         """Start another actor; it goes on from the newest checkpoint, which may be that of the round it died in."""
         self._actor_deaths += 1
         metrics.ROUNDS.labels("actor_died").inc()
@@ -217,36 +160,19 @@ class TrainingLoop:
                 f"the training actor died {self._actor_deaths} times in a row: {error}"
             )
         newest = self._newest_version()
-        if load_positions(self._store, self._model_name, newest) == positions:
+        if newest == plan.model_version:
             self._announce_missing(newest)
-            self._move_on(positions, num_taken)
+            self._move_on(plan)
         self._actor = self._start_actor()
-
-    def _rows(self, shards: list[ShardSealed]) -> tuple[list[ShardRow], tuple[str, ...]]:
-        """Return the rows of all shards that are what was announced, and those shards' ids; others are counted.
-
-        Raises:
-            TransientError: a shard is not in the object store; it may come back, and must not be skipped.
-        """
-        rows: list[ShardRow] = []
-        learned = []
-        for shard in shards:
-            try:
-                rows += read_shard(self._store.get_bytes(shard.path, sha256=shard.sha256))
-                learned.append(shard.shard_id)
-            except (VersionMismatchError, DecodeError) as error:
-                metrics.SHARDS.labels("skipped").inc()
-                log.error("shard_skipped", shard_id=shard.shard_id, error=str(error))
-        return rows, tuple(learned)
 
     def _conclude(self, outcome: RoundOutcome, shard_ids: tuple[str, ...]) -> None:
         verdict = "refused" if outcome.refused else "promoted"
         metrics.ROUNDS.labels(verdict).inc()
-        for name, value in outcome.metrics.items():
-            if name == "prequential_recall_at_10":
-                metrics.PREQUENTIAL_RECALL.set(value)
-            elif name == "unknown_video_watches":
-                metrics.UNKNOWN_VIDEOS.inc(value)
+        metrics.UNKNOWN_VIDEOS.inc(outcome.metrics.get("unknown_video_watches", 0))
+        metrics.WATCHES_LEFT_OUT.inc(outcome.metrics.get("watches_left_out", 0))
+        for suffix, earlier_watches in (("", "any"), *METRIC_LABELS.items()):
+            if (recall := outcome.metrics.get(f"prequential_recall_at_10{suffix}")) is not None:
+                metrics.PREQUENTIAL_RECALL.labels(earlier_watches).set(recall)
         measured = {name: round(value, 4) for name, value in outcome.metrics.items()}
         log.info(
             f"checkpoint_{verdict}",
@@ -278,7 +204,7 @@ class TrainingLoop:
         event = CheckpointPromoted(
             model_name=self._model_name,
             model_version=model_version,
-            codebook_version=self._catalogue.codebook_version,
+            codebook_version=self._intake.catalogue.codebook_version,
             path=checkpoint_key(self._model_name, model_version),
             sha256=sha256,
             metrics=measured,
@@ -328,8 +254,7 @@ class TrainingLoop:
     def close(self) -> None:
         """End the actor and leave the brokers; nothing is lost that the next start needs."""
         ray.kill(self._actor)
-        self._videos_reader.close()
-        self._shards_reader.close()
+        self._intake.close()
 
 
 def run(settings: Settings) -> None:

@@ -56,6 +56,8 @@ class RoundTask:
     Attributes:
         rows: of the shards between the last checkpoint's positions and these.
         shard_ids: which shards those are.
+        erased_users: are to be forgotten, but for the rows.
+        watches_left_out: of the shards, because the loop is behind.
         new_video_ids: assigned between the last checkpoint's positions and these.
         positions: what the next round starts from.
     """
@@ -64,6 +66,8 @@ class RoundTask:
     shard_ids: tuple[str, ...]
     new_video_ids: Sequence[str]
     positions: Positions
+    erased_users: frozenset[str] = frozenset()
+    watches_left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class LrmTrainer:
             rows=task.rows,
             new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
             videos=self._videos,
+            erased_users=task.erased_users,
         )
         limits = RoundLimits(training.replay_share, training.evaluate_max)
         refused = ""
@@ -128,7 +133,9 @@ class LrmTrainer:
         except GateError as error:
             refused, metrics = str(error), {}
             self._load_newest()  # the weights from before, the positions from after: these shards are not retried
+            self._state.forget(self._videos, task.erased_users)
             self._state.model_version += 1
+        metrics["watches_left_out"] = float(task.watches_left_out)
         self._state.positions = task.positions
         sha256 = self._save(task, metrics, refused)
         return RoundOutcome(

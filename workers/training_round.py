@@ -26,6 +26,8 @@ from workers.training_state import TrainingState
 
 # Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
 ANCHOR_LOSS_RISE_MAX = 0.10
+EARLIER_WATCHES = {"_unwatched": (0, 0), "_watched_1_to_4": (1, 4), "_watched_5_up": (5, math.inf)}
+REQUESTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class RoundInput:
     Attributes:
         rows: of all new shards.
         new_videos: assigned since the last checkpoint; their text is learned before anyone has watched them.
-        videos: all live videos; watches of others are left out and counted.
+        videos: all live videos; watches of others are left out and counted, and forgotten where they were learned.
+        erased_users: are forgotten, but for the rows.
     """
 
     rows: Sequence[ShardRow]
     new_videos: Sequence[VideoLike]
     videos: Mapping[str, VideoLike]
+    erased_users: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
         GateError: the result must not be promoted; the caller goes on from the last checkpoint.
     """
     result = RoundResult()
-    result.metrics |= prequential(state.lrm, new, limits.evaluate_max, state.rng)
+    state.forget(new.videos, new.erased_users)
+    result.metrics |= prequential(state, new, limits.evaluate_max)
     unknown = sum(watch.video_id not in new.videos for row in new.rows for watch in row.watches)
     result.metrics["unknown_video_watches"] = float(unknown)
     blocks = pack(
@@ -86,6 +91,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
         state.reservoir.add(row, state.rng)
         for watch in row.watches:
             state.newest_event_time_ms = max(state.newest_event_time_ms, watch.event_time_ms)
+            state.watch_counts[watch.video_id] += 1
     result.metrics |= {
         "loss": sum(result.losses) / max(1, len(result.losses)),
         "steps": float(len(result.losses)),
@@ -137,35 +143,51 @@ def loss_on(
     return evaluate_loss(state.lrm, blocks, blocks_per_step=state.config.blocks_per_step)
 
 
-def prequential(
-    lrm: Lrm, new: RoundInput, evaluate_max: int, rng: random.Random
-) -> dict[str, float]:
-    """Return recall@10 and NDCG@10 on a sample of new watches, before anything is learned from them."""
+def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dict[str, float]:
+    """Return recall@10 and NDCG@10 on a sample of new watches, before anything is learned from them.
+
+    Also by how many watches of the target have been learned: `EARLIER_WATCHES` names the ranges, and one that nobody
+    in the sample fell into is left out.
+    """
     asked = [
         (row, index)
         for row in new.rows
         for index, watch in enumerate(row.watches)
         if watch.video_id in new.videos
     ]
-    sample = rng.sample(asked, min(evaluate_max, len(asked)))
-    if not sample:
-        return {}
-    trie = LiveTrie(lrm.space)
-    ids = list(new.videos)
-    trie.insert_many([new.videos[one].semantic_id for one in ids], ids, [0] * len(ids))
-    requests = [_request(row, index) for row, index in sample]
-    ranked: list[list[str]] = []
-    for start in range(0, len(requests), 8):
-        found = recommend(
-            lrm, requests[start : start + 8], trie.view, new.videos, top_k=10, beam_width=10
-        )
-        ranked += [[candidate.video_id for candidate in one] for one in found]
+    sample = state.rng.sample(asked, min(evaluate_max, len(asked)))
+    ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
     targets = [row.watches[index].video_id for row, index in sample]
-    return {
-        "prequential_recall_at_10": recall_at_k(ranked, targets),
-        "prequential_ndcg_at_10": ndcg_at_k(ranked, targets),
-        "prequential_requests": float(len(targets)),
-    }
+    measured: dict[str, float] = {}
+    for suffix, (least, most) in {"": (0, math.inf), **EARLIER_WATCHES}.items():
+        places = [
+            place
+            for place, target in enumerate(targets)
+            if least <= state.watch_counts[target] <= most
+        ]
+        if places:
+            found, wanted = [ranked[at] for at in places], [targets[at] for at in places]
+            measured |= {
+                f"prequential_recall_at_10{suffix}": recall_at_k(found, wanted),
+                f"prequential_ndcg_at_10{suffix}": ndcg_at_k(found, wanted),
+                f"prequential_requests{suffix}": float(len(places)),
+            }
+    return measured
+
+
+def _ranked(
+    lrm: Lrm, requests: Sequence[Request], videos: Mapping[str, VideoLike]
+) -> list[list[str]]:
+    """Return the first ten videos for each request."""
+    trie = LiveTrie(lrm.space)
+    ids = list(videos)
+    trie.insert_many([videos[one].semantic_id for one in ids], ids, [0] * len(ids))
+    ranked: list[list[str]] = []
+    for start in range(0, len(requests), REQUESTS_AT_ONCE):
+        some = requests[start : start + REQUESTS_AT_ONCE]
+        found = recommend(lrm, some, trie.view, videos, top_k=10, beam_width=10)
+        ranked += [[candidate.video_id for candidate in one] for one in found]
+    return ranked
 
 
 def _request(row: ShardRow, index: int) -> Request:

@@ -2,7 +2,8 @@
 
     <store>/checkpoints/<model name>/000007/
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
-        optimizer.safetensors reservoir.parquet state.json        what the next round needs as well
+        optimizer.safetensors reservoir.parquet watch_counts.json state.json      what the next round needs as well
+    <store>/checkpoints/<model name>/plan.json    what the round after the newest checkpoint takes, once it has begun
 
 The files are written first and state.json last: it names their hashes, and without it there is no checkpoint. The
 number is the model_version. Knows nothing of Kafka and Ray.
@@ -13,10 +14,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -30,6 +34,8 @@ CHECKPOINTS_KEY = "checkpoints"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RESERVOIR_FILE = "reservoir.parquet"
+COUNTS_FILE = "watch_counts.json"
+PLAN_FILE = "plan.json"
 
 
 @dataclass
@@ -40,16 +46,57 @@ class Positions:
     next_semantic_id_offsets: dict[int, int] = field(default_factory=dict)
 
 
-class Reservoir:
-    """A uniform sample of all rows ever trained on (Vitter 1985, algorithm R), for replay."""
+@dataclass(frozen=True)
+class Plan:
+    """What a round takes, written down before it begins: a loop that dies and starts again takes the same.
 
-    def __init__(self, capacity: int, *, rows: list[ShardRow] | None = None, seen: int = 0) -> None:
+    Attributes:
+        model_version: of the checkpoint that the round will make.
+        positions: up to which it learns.
+        row_share: of the shards' rows that are learned; below 1 where the loop is behind.
+    """
+
+    model_version: int
+    positions: Positions
+    row_share: float = 1.0
+
+
+class Reservoir:
+    """A uniform sample of all rows ever trained on and not forgotten, for replay.
+
+    Algorithm R (Vitter 1985); after rows were dropped, random pairing (Gemulla et al., VLDB 2006): for each of them a
+    later row takes its place, in the sample or outside of it as it was.
+
+    Attributes:
+        seen: how many rows the sample is of.
+        vacant: dropped from the sample, whose places are still empty.
+        vacant_outside: dropped with them, it is estimated, from what was not in the sample.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        rows: list[ShardRow] | None = None,
+        seen: int = 0,
+        vacant: int = 0,
+        vacant_outside: int = 0,
+    ) -> None:
         self.capacity = capacity
         self.rows = rows or []
         self.seen = seen
+        self.vacant = vacant
+        self.vacant_outside = vacant_outside
 
     def add(self, row: ShardRow, rng: random.Random) -> None:
         """Offer a row; each row ever offered is held with the same probability."""
+        if vacancies := self.vacant + self.vacant_outside:
+            if rng.randrange(vacancies) < self.vacant:
+                self.vacant -= 1
+                self.rows.append(row)
+            else:
+                self.vacant_outside -= 1
+            return
         self.seen += 1
         if len(self.rows) < self.capacity:
             self.rows.append(row)
@@ -58,10 +105,44 @@ class Reservoir:
         if place < self.capacity:
             self.rows[place] = row
 
+    def forget(self, videos: Container[str], users: Container[str]) -> None:
+        """Drop the watches of videos that are not among these, the users, and rows without watches."""
+        places = len(self.rows) + self.vacant
+        kept = without(self.rows, videos, users)
+        dropped = len(self.rows) - len(kept)
+        self.rows = kept
+        self.vacant += dropped
+        if dropped:
+            self.vacant_outside += round(dropped * (self.seen - places) / places)
+
+
+def without(
+    rows: Iterable[ShardRow], videos: Container[str], users: Container[str]
+) -> list[ShardRow]:
+    """Return what is left of rows without these users and without the watches of all but these videos."""
+    kept = []
+    for row in rows:
+        if row.user_id in users:
+            continue
+        watches = [watch for watch in row.watches if watch.video_id in videos]
+        if len(watches) < len(row.watches):
+            row = msgspec.structs.replace(row, watches=watches)
+        history = [watch for watch in row.history if watch.video_id in videos]
+        if len(history) < len(row.history):
+            row = msgspec.structs.replace(row, history=history)
+        if watches:
+            kept.append(row)
+    return kept
+
 
 @dataclass
 class TrainingState:
-    """The mutable whole that a round moves forward."""
+    """The mutable whole that a round moves forward.
+
+    Attributes:
+        anchor_rows: held out of all training; their loss shows forgetting.
+        watch_counts: of each live video, how many of its watches were learned.
+    """
 
     lrm: Lrm
     config: TrainingConfig
@@ -74,6 +155,14 @@ class TrainingState:
     anchor_rows: list[ShardRow] = field(default_factory=list)
     anchor_loss: float = float("inf")
     newest_event_time_ms: int = 0
+    watch_counts: Counter[str] = field(default_factory=Counter)
+
+    def forget(self, videos: Container[str], users: Container[str]) -> None:
+        """Drop what is held of videos that are not among these, and of these users."""
+        self.reservoir.forget(videos, users)
+        self.anchor_rows = without(self.anchor_rows, videos, users)
+        for video_id in [each for each in self.watch_counts if each not in videos]:
+            del self.watch_counts[video_id]
 
 
 def new_state(
@@ -124,6 +213,7 @@ def save_state(
     sha256 = save_lrm(state.lrm, folder, notes=notes)
     save_file(optimizer_tensors(state.lrm, state.optimizer), folder / OPTIMIZER_FILE)
     (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
+    (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     version, internal, gauss = state.rng.getstate()
     document = {
@@ -134,7 +224,10 @@ def save_state(
         "rng": [version, list(internal), gauss],
         "anchor_rows": len(state.anchor_rows),
         "anchor_loss": state.anchor_loss,
-        "reservoir": {"capacity": state.reservoir.capacity, "seen": state.reservoir.seen},
+        "reservoir": {
+            name: getattr(state.reservoir, name)
+            for name in ("capacity", "seen", "vacant", "vacant_outside")
+        },
         "newest_event_time_ms": state.newest_event_time_ms,
         "config": asdict(state.config),
         "files": files,
@@ -208,4 +301,30 @@ def load_state(
         anchor_rows=rows[:num_anchors],
         anchor_loss=document["anchor_loss"],
         newest_event_time_ms=document["newest_event_time_ms"],
+        watch_counts=_watch_counts(folder / COUNTS_FILE),
     )
+
+
+def _watch_counts(path: Path) -> Counter[str]:
+    """Return what a checkpoint says; those of earlier releases say nothing."""
+    return Counter(json.loads(path.read_bytes())) if path.is_file() else Counter()
+
+
+def save_plan(store: ObjectStore, model_name: str, plan: Plan) -> None:
+    """Write down what the next round takes, in place of the plan before."""
+    store.put_bytes(_plan_key(model_name), json.dumps(asdict(plan)).encode())
+
+
+def load_plan(store: ObjectStore, model_name: str, model_version: int) -> Plan | None:
+    """Return what a round is to take that was begun and has not made its checkpoint; None if there is none such."""
+    key = _plan_key(model_name)
+    if not store.exists(key):
+        return None
+    document = json.loads(store.get_bytes(key))
+    if document["model_version"] != model_version:
+        return None
+    return Plan(model_version, _positions(document), document["row_share"])
+
+
+def _plan_key(model_name: str) -> str:
+    return f"{CHECKPOINTS_KEY}/{model_name}/{PLAN_FILE}"

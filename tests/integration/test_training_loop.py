@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import ray
 
 from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
-from infra.settings import Settings, with_values
+from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
 from models.codebook import CodebookManifest, publish_codebook
 from models.training import TrainingConfig
@@ -45,17 +47,22 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(broker: LocalBroker, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
     settings = with_values(
         Settings(),
         var_dir=tmp_path,
         storage__root=str(tmp_path / "store"),
         kafka__bootstrap_servers=broker.bootstrap_servers,
-        kafka__topic_prefix=f"{request.node.name[:40]}-",
+        kafka__topic_prefix=f"{tmp_path.name}-",
         kafka__partitions=2,
         training__idle_poll_s=0.2,
         training__evaluate_max=4,
     )
+    prepare(settings)
+    return settings
+
+
+def prepare(settings: Settings) -> None:
     create_topics(settings.kafka)
     store = ObjectStore(settings.storage.root)
     manifest = CodebookManifest(
@@ -67,9 +74,8 @@ def settings(broker: LocalBroker, tmp_path: Path, request: pytest.FixtureRequest
     state.model_version = 1
     state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
     record = {"shard_ids": [], "metrics": {}, "refused": ""}
-    save_state(state, store, LRM_MODEL_NAME, scratch=tmp_path / "scratch", record=record)
+    save_state(state, store, LRM_MODEL_NAME, scratch=settings.var_dir / "scratch", record=record)
     publish_videos(settings)
-    return settings
 
 
 def publish_videos(settings: Settings) -> None:
@@ -85,11 +91,16 @@ def publish_videos(settings: Settings) -> None:
 
 
 def announce_shard(
-    settings: Settings, number: int, rows: list[ShardRow], *, sha256: str = ""
+    settings: Settings,
+    number: int,
+    rows: list[ShardRow],
+    *,
+    sha256: str = "",
+    erased_users: Iterable[str] = (),
 ) -> None:
     store = ObjectStore(settings.storage.root)
     path = f"shards/test-{number}.parquet"
-    found = store.put_bytes(path, write_shard(rows))
+    found = store.put_bytes(path, write_shard(rows, erased_users=erased_users))
     event = ShardSealed(
         shard_id=f"shard-{number}", path=path, sha256=sha256 or found,
         ranges=(OffsetRange(partition=0, first_offset=number * 10, last_offset=number * 10 + 9),),
@@ -211,6 +222,83 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
     second.stop()
     learned = [shard_id for one in promoted(settings) for shard_id in one.shard_ids]
     assert learned == ["shard-0", "shard-1", "shard-2"]
+
+
+@pytest.mark.parametrize("moment", ["_round", pytest.param("_conclude", marks=pytest.mark.long)])
+def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
+    ray_cluster: None, settings: Settings, tmp_path: Path, moment: str
+) -> None:
+    other = with_values(
+        settings,
+        var_dir=tmp_path / "other",
+        storage__root=str(tmp_path / "other-store"),
+        kafka__topic_prefix=f"whole-{moment}-",
+    )
+    prepare(other)
+    for each in (settings, other):
+        announce_shard(each, 0, some_rows(0))
+    whole = Running(other)
+    whole.await_rounds(1)
+    announce_shard(other, 1, some_rows(1))
+    whole.await_rounds(2)
+    whole.stop()
+
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.stopped_training", moment],
+        env=os.environ | as_environment(settings),
+    )
+    assert killed.wait(240) == -signal.SIGKILL
+    announce_shard(
+        settings, 1, some_rows(1)
+    )  # waits: the round that was begun is repeated as it was
+    resumed = Running(settings)
+    resumed.await_rounds(1 if moment == "_conclude" else 2)
+    resumed.stop()
+
+    def learned(each: Settings) -> list[tuple[object, ...]]:
+        return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each)]
+
+    assert len(learned(other)) == 3
+    assert learned(settings) == learned(other)
+
+
+def test_loop_that_is_far_behind_learns_a_sample_of_all_that_waits(
+    ray_cluster: None, settings: Settings
+) -> None:
+    for number in range(4):
+        announce_shard(settings, number, some_rows(number))  # ten watches each, says their event
+    behind = with_values(settings, training__round_watches_max=10, training__backlog_rounds_max=3)
+    running = Running(behind)
+    running.await_rounds(1)
+    running.stop()
+    [_, found] = promoted(settings)
+    assert found.shard_ids == ("shard-0", "shard-1", "shard-2", "shard-3")
+    state = load_state(
+        ObjectStore(settings.storage.root), LRM_MODEL_NAME, 2, cache=settings.var_dir / "cache"
+    )
+    learned = sum(len(row.watches) for row in state.reservoir.rows)
+    assert 0 < learned < 80
+    assert found.metrics["watches_left_out"] == 80 - learned
+
+
+def test_erased_user_is_in_no_later_checkpoint(ray_cluster: None, settings: Settings) -> None:
+    announce_shard(settings, 0, some_rows(0))
+    first = Running(settings)
+    first.await_rounds(1)
+    first.stop()
+    announce_shard(settings, 1, [shard_row("u1", ["v2"]), shard_row("u9", ["v2"])])
+    announce_shard(settings, 2, [shard_row("u7", ["v3"])], erased_users=["u1", "u9"])
+    second = Running(settings)
+    wait_until(
+        lambda: any("shard-2" in one.shard_ids for one in promoted(settings)),
+        timeout_s=240,
+        what="the round of the last shard",
+    )
+    second.stop()
+    newest = promoted(settings)[-1].model_version
+    store = ObjectStore(settings.storage.root)
+    state = load_state(store, LRM_MODEL_NAME, newest, cache=settings.var_dir / "cache")
+    assert {row.user_id for row in state.reservoir.rows} == {"u0", "u2", "u3", "u7"}
 
 
 def test_new_videos_alone_are_worth_a_round(ray_cluster: None, settings: Settings) -> None:

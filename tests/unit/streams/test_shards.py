@@ -20,6 +20,7 @@ from streams.shards import (
     NewWatch,
     PastWatch,
     ShardRow,
+    read_erased_users,
     read_ranges,
     read_shard,
     verify_shards,
@@ -67,12 +68,14 @@ def test_shard_reads_back_as_written(written: list[ShardRow]) -> None:
     assert read_shard(write_shard(written)) == written
 
 
-def test_shard_carries_its_ranges() -> None:
+def test_shard_carries_its_ranges_and_who_was_erased() -> None:
     ranges = (
         OffsetRange(partition=0, first_offset=3, last_offset=9),
         OffsetRange(partition=2, first_offset=0, last_offset=0),
     )
-    assert read_ranges(write_shard([], ranges=ranges)) == ranges
+    data = write_shard([], ranges=ranges, erased_users={"b", "a"})
+    assert read_ranges(data) == ranges
+    assert read_erased_users(data) == {"a", "b"}
 
 
 def test_shard_of_no_watches_has_the_whole_schema() -> None:
@@ -83,7 +86,9 @@ def test_shard_of_no_watches_has_the_whole_schema() -> None:
 
 def test_shard_of_the_release_before_is_read() -> None:
     # Written before watches said whether they were late.
-    [row] = read_shard((Path(__file__).parent / "data" / "shard-without-late.parquet").read_bytes())
+    data = (Path(__file__).parent / "data" / "shard-without-late.parquet").read_bytes()
+    assert read_erased_users(data) == frozenset()
+    [row] = read_shard(data)
     assert (row.user_id, row.region, row.codebook_version) == ("u1", "de", 7)
     assert [each.video_id for each in row.history] == ["before"]
     [watch] = row.watches

@@ -20,6 +20,7 @@ from streams.packed_history import (
     new_names,
 )
 from streams.recent_ids import _take
+from streams.shards import read_erased_users
 from streams.watch_scan import _scan
 from streams.watches import Watch, decode_watch
 from tests.sealing_in_memory import NOW_MS, Sealing, erasure, record, rows_of
@@ -123,6 +124,7 @@ def test_erased_user_leaves_the_shard_at_hand_and_the_histories() -> None:
     assert histories["other"] is not None
     assert [json.loads(counts)["views"] for _, counts in contents.counts(window_s=60)] == [1]
     assert found.users.by_partition[0].keys() == {"other"}
+    assert read_erased_users(contents.file) == {"u"}
 
 
 def test_user_who_watches_on_after_the_erasure_begins_anew() -> None:

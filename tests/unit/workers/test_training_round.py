@@ -10,15 +10,20 @@ from infra.errors import GateError, TransientError, VersionMismatchError
 from infra.storage import ObjectStore
 from models.training import TrainingConfig
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
+from workers.training_intake import is_sampled
 from workers.training_round import RoundInput, RoundLimits, run_round
 from workers.training_state import (
     OPTIMIZER_FILE,
+    Plan,
+    Positions,
     Reservoir,
     TrainingState,
     checkpoint_key,
     checkpoint_versions,
+    load_plan,
     load_state,
     new_state,
+    save_plan,
     save_state,
 )
 
@@ -59,6 +64,40 @@ def test_round_counts_watches_of_videos_without_a_semantic_id() -> None:
     assert result.metrics["unknown_video_watches"] == 1
 
 
+def test_new_watches_are_scored_by_how_often_their_video_was_learned_before() -> None:
+    state = fresh_state()
+    state.watch_counts.update({"v1": 4, "v2": 5})
+    rows = [shard_row("u", ["v0", "v1", "v2", "v3"])]
+    new = RoundInput(rows=rows, new_videos=[], videos=VIDEOS)
+    metrics = run_round(state, new, LIMITS).metrics
+    found = {name: value for name, value in metrics.items() if "prequential_requests" in name}
+    assert found == {
+        "prequential_requests": 4,
+        "prequential_requests_unwatched": 2,
+        "prequential_requests_watched_1_to_4": 1,
+        "prequential_requests_watched_5_up": 1,
+    }
+    assert state.watch_counts == {"v0": 1, "v1": 5, "v2": 6, "v3": 1}
+
+
+def test_erased_users_and_removed_videos_leave_replay_and_anchors() -> None:
+    state = fresh_state()
+    state.anchor_rows.append(shard_row("u1", ["v1"]))
+    run_round(state, round_input(0), LIMITS)
+    left = {video_id: video for video_id, video in VIDEOS.items() if video_id != "v3"}
+    rows = [shard_row("u1", ["v5"], history=["v3", "v4"])]
+    new = RoundInput(rows=rows, new_videos=[], videos=left, erased_users=frozenset({"u1", "u2"}))
+    run_round(state, new, LIMITS)
+    held = {row.user_id: row for row in state.reservoir.rows}
+    assert held.keys() == {"u0", "u1", "u3", "u4", "u5"}
+    assert [watch.video_id for watch in held["u1"].watches] == ["v5"]  # watched after the erasure
+    assert [watch.video_id for watch in held["u0"].watches] == ["v0", "v1", "v2", "v4", "v5"]
+    assert [row.user_id for row in state.anchor_rows] == ["anchor"]
+    assert [watch.video_id for watch in state.anchor_rows[0].watches] == ["v1", "v2"]
+    assert "v3" not in state.watch_counts
+    assert (state.reservoir.seen, state.reservoir.vacant) == (6, 1)  # two were dropped, one came
+
+
 def test_round_without_anything_to_learn_still_ends() -> None:
     state = fresh_state()
     run_round(state, RoundInput(rows=[shard_row("u", [])], new_videos=[], videos=VIDEOS), LIMITS)
@@ -70,9 +109,11 @@ def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(tmp_path: Path)
     whole = fresh_state()
     run_round(whole, round_input(0), LIMITS)
     save_state(whole, store, "lrm", scratch=tmp_path / "scratch", record={})
+    counts = dict(whole.watch_counts)
     expected = run_round(whole, round_input(7), LIMITS).losses
 
     resumed = load_state(store, "lrm", 1, cache=tmp_path / "cache")
+    assert resumed.watch_counts == counts
     assert run_round(resumed, round_input(7), LIMITS).losses == expected
     for one, other in zip(
         whole.lrm.model.parameters(), resumed.lrm.model.parameters(), strict=True
@@ -116,6 +157,42 @@ def test_state_with_a_changed_file_is_refused(tmp_path: Path) -> None:
     store.put_bytes(f"{checkpoint_key('lrm', 0)}/{OPTIMIZER_FILE}", b"other")
     with pytest.raises(VersionMismatchError, match=OPTIMIZER_FILE):
         load_state(store, "lrm", 0, cache=tmp_path / "cache")
+
+
+def test_plan_is_found_until_its_checkpoint_is_there(tmp_path: Path) -> None:
+    store = ObjectStore(str(tmp_path))
+    assert load_plan(store, "lrm", 5) is None
+    plan = Plan(5, Positions(17, {0: 3, 1: 0}), 0.25)
+    save_plan(store, "lrm", plan)
+    assert load_plan(store, "lrm", 5) == plan
+    assert load_plan(store, "lrm", 6) is None
+    assert checkpoint_versions(store, "lrm") == []
+
+
+def test_sample_of_rows_has_its_share_and_is_always_the_same() -> None:
+    rows = [shard_row(f"u{number}", ["v1"]) for number in range(2000)]
+    sampled = [row.user_id for row in rows if is_sampled("shard", row, 0.25)]
+    assert 400 < len(sampled) < 600  # 500 expected, sd 19
+    assert sampled == [row.user_id for row in rows if is_sampled("shard", row, 0.25)]
+    assert sampled != [row.user_id for row in rows if is_sampled("other", row, 0.25)]
+    assert all(is_sampled("shard", row, 1.0) for row in rows)
+
+
+def test_forgetting_leaves_the_reservoir_a_uniform_sample() -> None:
+    rng = random.Random(0)
+    held = [0] * 40
+    for _ in range(500):
+        reservoir = Reservoir(10)
+        for number in range(40):
+            if number == 20:
+                users = {str(user) for user in range(0, 20, 2)}
+                reservoir.forget(VIDEOS, users)
+            reservoir.add(shard_row(str(number), ["v1"]), rng)
+        for row in reservoir.rows:
+            held[int(row.user_id)] += 1
+    assert not any(held[user] for user in range(0, 20, 2))
+    early, late = sum(held[:20]) / 10, sum(held[20:]) / 20
+    assert 0.9 < early / late < 1.1
 
 
 def test_reservoir_holds_a_uniform_sample() -> None:

@@ -1,0 +1,32 @@
+"""The training loop as a process that dies in its first round: `python -m tests.integration.stopped_training METHOD`.
+
+It dies where METHOD of the loop would begin: `_round` comes when the plan is written, `_conclude` after the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+from unittest.mock import patch
+
+from infra.ray_cluster import ensure_ray
+from infra.settings import load_settings
+from workers.training import TrainingLoop
+
+
+def main(method: str) -> None:
+    """Begin a round and die."""
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = load_settings()
+    with ensure_ray(settings), patch.object(TrainingLoop, method, die):
+        TrainingLoop(settings).run(threading.Event())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
