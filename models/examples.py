@@ -6,7 +6,7 @@ Shape suffixes: T tokens of a packed block.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from models.lrm import Lrm
 from models.prompts import (
+    TimedWatchLike,
     VideoLike,
     Videos,
     ViewerLike,
     WatchLike,
     render_history,
-    render_metadata,
     render_semantic_id,
     render_viewer,
 )
+from models.tasks import VIDEO_TASKS, Recipe, Text, render_related, watch_texts
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -54,7 +55,7 @@ class Behaviour:
 
     viewer: ViewerLike | None
     history: Sequence[WatchLike]
-    watches: Sequence[WatchLike]
+    watches: Sequence[TimedWatchLike]
 
 
 def behaviour_examples(
@@ -104,14 +105,27 @@ def _behaviour(
     return Example(tuple(token_ids), tuple(labels))
 
 
-def metadata_examples(lrm: Lrm, videos: Iterable[VideoLike]) -> list[Example]:
-    """Return texts that tie each video's words to its codes, both ways; loss on the answer only."""
+def text_examples(lrm: Lrm, texts: Iterable[Text]) -> list[Example]:
+    """Return texts as examples; loss on the answer only."""
     examples = []
-    for video in videos:
-        for prompt, answer in render_metadata(video):
-            before, after = lrm.encode(prompt), [*lrm.encode(answer), lrm.eos_token_id]
-            examples.append(Example((*before, *after), (*[IGNORED] * len(before), *after)))
+    for prompt, answer in texts:
+        before, after = lrm.encode(prompt), [*lrm.encode(answer), lrm.eos_token_id]
+        examples.append(Example((*before, *after), (*[IGNORED] * len(before), *after)))
     return examples
+
+
+def watch_text_examples(
+    lrm: Lrm, rows: Iterable[Behaviour], videos: Videos, recipe: Recipe, rng: random.Random
+) -> list[Example]:
+    """Return the texts of rows beside their histories: see `models.tasks.watch_texts`."""
+    return text_examples(
+        lrm,
+        (
+            text
+            for row in rows
+            for text in watch_texts(row.viewer, row.history, row.watches, videos, recipe, rng)
+        ),
+    )
 
 
 def pack(examples: Iterable[Example], *, block_tokens: int, rng: random.Random) -> list[Block]:
@@ -159,9 +173,11 @@ def attention_mask(block: Block) -> Tensor:
     return torch.tril(same_TT)[None, None]
 
 
-def describe_texts(videos: Iterable[VideoLike]) -> Iterable[str]:
-    """Yield texts from which a BPE for this catalogue is learned."""
+def describe_texts(videos: Iterable[VideoLike]) -> Iterator[str]:
+    """Yield texts from which a BPE for this catalogue is learned, without their codes."""
     for video in videos:
-        for prompt, answer in render_metadata(video):
-            codes = render_semantic_id(video.semantic_id)
-            yield (prompt + answer).replace(codes, " ")
+        codes = render_semantic_id(video.semantic_id)
+        for task in VIDEO_TASKS.values():
+            if (text := task.render(video)) is not None:
+                yield "".join(text).replace(codes, " ")
+        yield render_related(video, video.upload_time_ms).replace(codes, " ")

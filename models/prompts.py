@@ -32,6 +32,12 @@ class VideoLike(Protocol):
     def channel(self) -> str: ...  # noqa: D102
     @property
     def topics(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def language(self) -> str: ...  # noqa: D102
+    @property
+    def duration_s(self) -> float | None: ...  # noqa: D102
+    @property
+    def upload_time_ms(self) -> int: ...  # noqa: D102
 
 
 class WatchLike(Protocol):
@@ -47,6 +53,13 @@ class WatchLike(Protocol):
     def surface(self) -> str: ...  # noqa: D102
     @property
     def context_video_id(self) -> str | None: ...  # noqa: D102
+
+
+class TimedWatchLike(WatchLike, Protocol):
+    """A watch to learn from."""
+
+    @property
+    def event_time_ms(self) -> int: ...  # noqa: D102
 
 
 class ViewerLike(Protocol):
@@ -108,15 +121,15 @@ def render_ask(ask: Ask, videos: Videos, previous_video_id: str | None) -> str:
     if context is not None and ask.context_video_id != previous_video_id:
         text += f" after {render_semantic_id(context.semantic_id)}"
     if ask.query:
-        text += f" query {_one_line(ask.query)}"
+        text += f" query {one_line(ask.query)}"
     if ask.intent:
-        text += f" wants {_one_line(ask.intent)}"
+        text += f" wants {one_line(ask.intent)}"
     return text + ":"
 
 
 def render_watched(watch: WatchLike, video: VideoLike) -> str:
     """Return the rest of a line: codes, channel, percent and seconds."""
-    channel = f" {_one_line(video.channel)}" if video.channel else ""
+    channel = f" {one_line(video.channel)}" if video.channel else ""
     codes = render_semantic_id(video.semantic_id)
     return f"{codes}{channel} {watch.percent}% {round(watch.watched_s)}s"
 
@@ -150,21 +163,6 @@ def render_request(
     return render_viewer(viewer) + lines + render_ask(ask, videos, previous)
 
 
-def render_metadata(video: VideoLike) -> list[tuple[str, str]]:
-    """Return (prompt, answer) pairs that tie a video's text to its codes, both ways (PLUM, 2510.07784, sec. on CPT)."""
-    codes, title = render_semantic_id(video.semantic_id), _one_line(video.title)
-    pairs = [(f"Video {codes} has title", f" {title}"), (f"Video with title {title} is:", codes)]
-    if video.topics:
-        topics = " ".join(_one_line(topic) for topic in video.topics)
-        pairs += [
-            (f"Video {codes} has topics", f" {topics}"),
-            (f"Video about {topics} with title {title} is:", codes),
-        ]
-    if video.channel:
-        pairs.append((f"Video {codes} has channel", f" {_one_line(video.channel)}"))
-    return pairs
-
-
-def _one_line(text: str) -> str:
-    # Angle brackets would let a title spell a code token.
+def one_line(text: str) -> str:
+    """Return the text as one line in which no title can spell a code token."""
     return " ".join(text.replace("<", "(").replace(">", ")").split())

@@ -18,6 +18,7 @@ class SeenWatch(NamedTuple):
     watched_s: float = 60.0
     surface: str = "home"
     context_video_id: str | None = None
+    event_time_ms: int = 0
 
 
 def some_videos(count: int = 24) -> dict[str, Video]:

@@ -21,11 +21,19 @@ from infra.clock import now_ms
 from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.storage import ObjectStore
-from models.examples import Block, behaviour_examples, describe_texts, metadata_examples, pack
+from models.examples import (
+    Block,
+    behaviour_examples,
+    describe_texts,
+    pack,
+    text_examples,
+    watch_text_examples,
+)
 from models.lrm import NANO, Lrm, LrmConfig, build_lrm
 from models.prompts import render_history, render_semantic_id
 from models.quantizer import QuantizerConfig
 from models.semantic_id import SemanticIdSpace
+from models.tasks import Recipe, video_texts
 from models.training import TrainingConfig, initial_learning_rate, train_on
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
@@ -58,7 +66,8 @@ class BootstrapConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     epochs: int = 2
     metadata_share: float = 0.1
-    """Share of all metadata examples in each epoch."""
+    """Share of all texts about videos in each epoch."""
+    recipe: Recipe = field(default_factory=Recipe)
     fit_max_s: float = 100.0
     """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
 
@@ -216,10 +225,11 @@ def _blocks(
     rng: random.Random,
 ) -> list[Block]:
     behaviour = behaviour_examples(lrm, behaviours(rows), videos)
-    metadata = metadata_examples(lrm, videos.values())
+    metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
     blocks = []
     for _ in range(config.epochs):
         drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
+        drawn += watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng)
         blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
     return blocks
 

@@ -42,11 +42,22 @@ class Video(NamedTuple):
     title: str
     channel: str
     topics: tuple[str, ...]
+    language: str = ""
+    duration_s: float | None = None
+    upload_time_ms: int = 0
 
     @classmethod
     def of(cls, assigned: SemanticIdAssigned) -> Video:
         """Return that part of an assignment."""
-        return cls(assigned.semantic_id, assigned.title, assigned.channel, assigned.topics)
+        return cls(
+            assigned.semantic_id,
+            assigned.title,
+            assigned.channel,
+            assigned.topics,
+            assigned.language,
+            assigned.duration_s,
+            assigned.upload_time_ms,
+        )
 
 
 @dataclass(frozen=True)

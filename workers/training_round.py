@@ -15,10 +15,18 @@ import torch
 
 from infra.errors import GateError
 from models.evaluation import ndcg_at_k, recall_at_k
-from models.examples import Behaviour, Example, behaviour_examples, metadata_examples, pack
+from models.examples import (
+    Behaviour,
+    Example,
+    behaviour_examples,
+    pack,
+    text_examples,
+    watch_text_examples,
+)
 from models.lrm import Lrm
 from models.prompts import Ask, VideoLike
 from models.recommend import Request, recommend
+from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
 from streams.shards import NewWatch, PastWatch, ShardRow
@@ -49,10 +57,11 @@ class RoundInput:
 
 @dataclass(frozen=True)
 class RoundLimits:
-    """How much one round may do."""
+    """How much one round may do, and of what."""
 
     replay_share: float
     evaluate_max: int
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass
@@ -80,7 +89,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
     unknown = sum(watch.video_id not in new.videos for row in new.rows for watch in row.watches)
     result.metrics["unknown_video_watches"] = float(unknown)
     blocks = pack(
-        _examples(state, new, limits.replay_share),
+        _examples(state, new, limits),
         block_tokens=state.config.block_tokens,
         rng=state.rng,
     )
@@ -102,14 +111,21 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
     return result
 
 
-def _examples(state: TrainingState, new: RoundInput, replay_share: float) -> list[Example]:
-    """Return behaviour, metadata and replay examples; replay is a share of the behaviour examples."""
-    fresh = behaviour_examples(state.lrm, behaviours(new.rows), new.videos)
-    num_replayed = round(len(fresh) * replay_share / (1 - replay_share))
-    replayed = state.rng.sample(state.reservoir.rows, min(num_replayed, len(state.reservoir.rows)))
-    old = behaviour_examples(state.lrm, behaviours(replayed), new.videos)
-    state.rng.shuffle(old)
-    return fresh + old[:num_replayed] + metadata_examples(state.lrm, new.new_videos)
+def _examples(state: TrainingState, new: RoundInput, limits: RoundLimits) -> list[Example]:
+    """Return the examples of new rows and new videos, and of replayed rows as a share of all rows' histories."""
+    lrm, rng, recipe, share = state.lrm, state.rng, limits.recipe, limits.replay_share
+    fresh = behaviours(new.rows)
+    histories = behaviour_examples(lrm, fresh, new.videos)
+    num_replayed = round(len(histories) * share / (1 - share))
+    replayed = rng.sample(state.reservoir.rows, min(num_replayed, len(state.reservoir.rows)))
+    old = behaviour_examples(lrm, behaviours(replayed), new.videos)
+    rng.shuffle(old)
+    return [
+        *histories,
+        *old[:num_replayed],
+        *watch_text_examples(lrm, fresh, new.videos, recipe, rng),
+        *text_examples(lrm, video_texts(new.new_videos, recipe, rng)),
+    ]
 
 
 def pass_gates(

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 from models.examples import Behaviour, behaviour_examples
-from models.prompts import Ask, render_metadata, render_request, render_semantic_id
+from models.prompts import Ask, render_request, render_semantic_id
 from streams.events import UserFeatures
 from tests.lrm_factories import SeenWatch, some_videos, tiny_lrm
-from workers.training_actor import Video
 
 VIDEOS = some_videos()
 
@@ -49,11 +48,6 @@ def test_intent_and_query_reach_the_prompt_on_one_line() -> None:
         None, [], Ask("search", query="women's\nsprint", intent="calm"), VIDEOS, history_max=3
     )
     assert text.endswith("\nsearch query women's sprint wants calm:")
-
-
-def test_title_cannot_spell_a_code_token() -> None:
-    video = Video((1, 0, 0, 0), "<a_3><b_1> free", "", ())
-    assert "<a_3>" not in "".join(part for pair in render_metadata(video) for part in pair)
 
 
 def test_serving_prompt_is_byte_for_byte_a_prefix_of_the_training_text() -> None:

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from models.examples import IGNORED, Behaviour, Block, behaviour_examples, metadata_examples, pack
+from models.examples import (
+    IGNORED,
+    Behaviour,
+    Block,
+    Example,
+    behaviour_examples,
+    pack,
+    text_examples,
+)
+from models.lrm import Lrm
+from models.prompts import VideoLike
+from models.tasks import Recipe, video_texts
 from models.training import (
     TrainingConfig,
     evaluate_loss,
@@ -21,13 +33,17 @@ VIDEOS = some_videos()
 CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=2)
 
 
+def metadata(lrm: Lrm, videos: Iterable[VideoLike]) -> list[Example]:
+    return text_examples(lrm, video_texts(videos, Recipe(), random.Random(0)))
+
+
 def some_blocks(seed: int = 0) -> list[Block]:
     lrm = tiny_lrm()
     rows = [
         Behaviour(None, [], [SeenWatch(f"v{(start + step) % 24}") for step in range(8)])
         for start in range(12)
     ]
-    examples = behaviour_examples(lrm, rows, VIDEOS) + metadata_examples(lrm, VIDEOS.values())
+    examples = behaviour_examples(lrm, rows, VIDEOS) + metadata(lrm, VIDEOS.values())
     return pack(examples, block_tokens=CONFIG.block_tokens, rng=random.Random(seed))
 
 
@@ -48,7 +64,7 @@ def test_new_watches_are_learned_once_each_and_history_never() -> None:
 
 def test_packing_keeps_every_token_and_label_without_padding() -> None:
     lrm = tiny_lrm()
-    examples = metadata_examples(lrm, VIDEOS.values())
+    examples = metadata(lrm, VIDEOS.values())
     blocks = pack(examples, block_tokens=128, rng=random.Random(0))
     assert sum(len(block.token_ids_T) for block in blocks) == sum(
         len(one.token_ids) for one in examples
@@ -60,7 +76,7 @@ def test_packing_keeps_every_token_and_label_without_padding() -> None:
 
 def test_packed_loss_equals_the_loss_of_each_example_alone() -> None:
     lrm = tiny_lrm()
-    examples = metadata_examples(lrm, list(VIDEOS.values())[:4])
+    examples = metadata(lrm, list(VIDEOS.values())[:4])
     blocks = pack(examples, block_tokens=256, rng=random.Random(0))
     packed = evaluate_loss(lrm, blocks)
     total, count = 0.0, 0
