@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
-from models.examples import IGNORED, Block, attention_mask
+from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm
 
 
@@ -72,30 +72,16 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
 
     Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
     """
-    longest = max(len(block.token_ids_T) for block in blocks)
-
-    def stacked(values: Sequence[Tensor], fill: int) -> Tensor:
-        return torch.stack([pad(value, (0, longest - len(value)), value=fill) for value in values])
-
-    labels_BT = stacked([block.labels_T for block in blocks], IGNORED)
-    padded = [
-        Block(
-            block.token_ids_T,
-            block.labels_T,
-            block.position_ids_T,
-            pad(block.segment_T, (0, longest - len(block.segment_T)), value=-1),
-        )
-        for block in blocks
-    ]
+    batch = collate(blocks, pad_token_id=lrm.pad_token_id)
     hidden_BTD = lrm.model.base_model(
-        input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
-        position_ids=stacked([block.position_ids_T for block in blocks], 0),
-        attention_mask=torch.cat([attention_mask(block) for block in padded]),
+        input_ids=batch.token_ids_BT,
+        position_ids=batch.position_ids_BT,
+        attention_mask=batch.mask_B1TT,
         use_cache=False,
     ).last_hidden_state
-    wanted_BT = labels_BT[:, 1:] != IGNORED
+    wanted_BT = batch.labels_BT[:, 1:] != IGNORED
     logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
-    return cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT])
+    return cross_entropy(logits_NV.float(), batch.labels_BT[:, 1:][wanted_BT])
 
 
 def train_on(
