@@ -27,7 +27,9 @@ from models.prompts import (
 from models.tasks import VIDEO_TASKS, Recipe, Text, render_related, watch_texts
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
-HIDDEN = torch.finfo(torch.float32).min  # minus infinity would be no number where a row has nothing else
+HIDDEN = torch.finfo(
+    torch.float32
+).min  # minus infinity would be no number where a row has nothing else
 
 
 @dataclass(frozen=True)
