@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm
+from models.training_kernels import training_kernels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,18 +110,19 @@ def train_on(
     ]
     losses = []
     lrm.model.train()
-    for step, group in enumerate(groups):
-        rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        loss = batch_loss(lrm, group)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-        if on_step is not None:
-            on_step(step + 1, len(groups), losses[-1])
+    with training_kernels(lrm.model):
+        for step, group in enumerate(groups):
+            rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
+            loss = batch_loss(lrm, group)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            if on_step is not None:
+                on_step(step + 1, len(groups), losses[-1])
     lrm.model.eval()
     return losses
 
@@ -128,10 +130,11 @@ def train_on(
 @torch.inference_mode()
 def evaluate_loss(lrm: Lrm, blocks: Sequence[Block], *, blocks_per_step: int = 8) -> float:
     """Return the mean loss over blocks without learning from them; the mean is over groups of blocks."""
-    losses = [
-        float(batch_loss(lrm, blocks[start : start + blocks_per_step]))
-        for start in range(0, len(blocks), blocks_per_step)
-    ]
+    with training_kernels(lrm.model):
+        losses = [
+            float(batch_loss(lrm, blocks[start : start + blocks_per_step]))
+            for start in range(0, len(blocks), blocks_per_step)
+        ]
     return sum(losses) / max(1, len(losses))
 
 

@@ -5,7 +5,7 @@ each arm, the arms in turns, so that all of them meet the same disturbances:
 
 - ours: packed blocks by `models.training`;
 - the Trainer as its documentation has it: examples of about one length in a batch, padded by a collator;
-- the same with the library that our matrix products are computed by, where that is another than torch's default;
+- the same with the library that computes our matrix products, where that is not torch's default;
 - the Trainer on our packed blocks.
 
 Every arm has the same tokens, so that rates compare as times do; that all of them learn equally well is told by their
@@ -20,7 +20,8 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from infra.settings import load_settings
 from models.examples import Example, behaviour_examples, metadata_examples, pack
 from models.lrm import Lrm, build_lrm
 from models.training import TrainingConfig, evaluate_loss
+from models.training_kernels import fast_products
 from streams.shards import ShardRow
 from tests.bench.measure import Measure
 from tests.bench.parts.marks import say
@@ -48,6 +50,7 @@ TURNS = 5
 LOSS_TOLERANCE = 0.02  # of the loss; the order of the examples alone makes about half of it
 SHARD_WATCHES, SHARDS_WARM_UP, SHARDS_MEASURED = 2_000, 1, 5
 TRAINER = "HF Trainer, padded"
+FAST_TRAINER = "HF Trainer, padded, our library"
 PACKED_TRAINER = "HF Trainer, packed"
 
 
@@ -138,13 +141,18 @@ def lesson_of(data: MovieLensRows, *, scale: float, seed: int) -> Lesson:
 
 def _arms(lesson: Lesson, seed: int) -> dict[str, Arm]:
     batch_size = round(len(lesson.examples) / lesson.num_steps)
-    start = (lesson.lrm, lesson.config)
+    lrm, config, steps = lesson.lrm, lesson.config, lesson.num_steps
+
+    def padded(products: Callable[[], AbstractContextManager[None]]) -> Arm:
+        return PaddedTrainerArm(
+            lrm, config, num_steps=steps, seed=seed, batch_size=batch_size, products=products
+        )
+
     return {
-        "ours": OurArm(*start, num_steps=lesson.num_steps, seed=seed),
-        TRAINER: PaddedTrainerArm(
-            *start, num_steps=lesson.num_steps, seed=seed, batch_size=batch_size
-        ),
-        PACKED_TRAINER: PackedTrainerArm(*start, num_steps=lesson.num_steps, seed=seed),
+        "ours": OurArm(lrm, config, num_steps=steps, seed=seed),
+        TRAINER: padded(nullcontext),
+        FAST_TRAINER: padded(fast_products),
+        PACKED_TRAINER: PackedTrainerArm(lrm, config, num_steps=steps, seed=seed),
     }
 
 
@@ -200,14 +208,10 @@ def measures(run: Run) -> list[Measure]:
     return [
         _of("threads", run.threads, "threads", more=True),
         _of("tokens_per_s", ours, "tokens/s", more=True, peer=TRAINER, peer_value=rates[TRAINER]),
-        _of(
-            "tokens_per_s_over_packed_trainer",
-            ours / rates[PACKED_TRAINER],
-            "times",
-            more=True,
-            peer=PACKED_TRAINER,
-            peer_value=1.0,
+        _over(
+            "tokens_per_s_over_trainer_with_our_products", ours / rates[FAST_TRAINER], FAST_TRAINER
         ),
+        _over("tokens_per_s_over_packed_trainer", ours / rates[PACKED_TRAINER], PACKED_TRAINER),
         _of("held_out_loss", loss, "nats", peer=TRAINER, peer_value=run.losses[TRAINER]),
         _of("held_out_loss_packed_trainer", run.losses[PACKED_TRAINER], "nats"),
         _of("flops_per_token", run.flops_per_token, "flops"),
@@ -232,6 +236,10 @@ def _say_whether_losses_agree(losses: Mapping[str, float]) -> None:
         say(f"  held-out loss {loss:.4f}  {name}")
     verdict = "agree" if losses_agree(losses) else "DO NOT AGREE"
     say(f"the losses {verdict} within {LOSS_TOLERANCE:.0%} at equal tokens")
+
+
+def _over(name: str, value: float, peer: str) -> Measure:
+    return _of(name, value, "times", more=True, peer=peer, peer_value=1.0)
 
 
 def _of(

@@ -44,7 +44,7 @@ def training_flops(lrm: Lrm, examples: Iterable[Example]) -> float:
 
 def matmul_peak_flops_per_s(*, repeats: int = 20) -> float:
     """Return the most float32 operations per second of any square product, by either library, on torch's threads."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     best = 0.0
     try:

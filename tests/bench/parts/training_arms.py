@@ -13,6 +13,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -122,14 +123,23 @@ class TrainerArm(Arm):
 class PaddedTrainerArm(TrainerArm):
     """As its documentation has it: examples of about one length in a batch, padded to the longest by a collator.
 
-    A batch has as many examples as our step has on average, so that both make equally many steps.
+    A batch has as many examples as our step has on average, so that both make equally many steps. `products` is the
+    context in which everything is computed.
     """
 
     def __init__(
-        self, lrm: Lrm, config: TrainingConfig, *, num_steps: int, seed: int, batch_size: int
+        self,
+        lrm: Lrm,
+        config: TrainingConfig,
+        *,
+        num_steps: int,
+        seed: int,
+        batch_size: int,
+        products: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__(lrm, config, num_steps=num_steps, seed=seed)
         self._batch_size = batch_size
+        self._products = products
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=lrm.tokenizer, pad_token=PAD, eos_token=EOS, padding_side="right"
         )
@@ -137,7 +147,8 @@ class PaddedTrainerArm(TrainerArm):
 
     def train(self, examples: Sequence[Example]) -> None:
         items = [self._features(example) for example in examples]
-        self._fit(items, self._collator, self._batch_size, "group_by_length")
+        with self._products():
+            self._fit(items, self._collator, self._batch_size, "group_by_length")
 
     def _features(self, example: Example) -> Features:
         """Return the same tokens and labels that `pack` would take."""

@@ -167,7 +167,7 @@ class _Running:
             lambda: self._is_over(sealed.shard_id, number),
             timeout_s=TIMEOUT_S,
             what=promoted,
-            interval_s=POLL_S,
+            interval_s=0,
         )
         outcome = self._outcomes[number]
         if outcome.refused:
@@ -178,7 +178,7 @@ class _Running:
         return Round(seconds, parts)
 
     def _is_over(self, shard_id: str, number: int) -> bool:
-        for _, message in self._checkpoints.read_to_end():
+        for _, message in self._checkpoints.poll(timeout_s=POLL_S):
             now = time.monotonic()
             for one in decode(CheckpointPromoted, message.value()).shard_ids:
                 self._promoted.setdefault(one, now)
