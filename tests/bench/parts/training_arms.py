@@ -37,8 +37,23 @@ Features = dict[str, list[int]]
 Inputs = dict[str, Tensor]
 
 
+class Clock:
+    """Seconds, and CPU-seconds of the process, from start to stop."""
+
+    seconds = cpu_seconds = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._started, self._started_cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        """Count until now."""
+        self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._started_cpu
+
+
 class Arm(ABC):
-    """One way to train a copy of a model, and the seconds that every part took."""
+    """One way to train a copy of a model, and what every part took: seconds, and CPU-seconds of the process."""
 
     def __init__(self, lrm: Lrm, config: TrainingConfig, *, num_steps: int, seed: int) -> None:
         self.lrm = copy.deepcopy(lrm)
@@ -47,11 +62,17 @@ class Arm(ABC):
         self.num_steps = num_steps
         self.steps_done = 0
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self._rng = random.Random(seed)
 
     @abstractmethod
     def train(self, examples: Sequence[Example]) -> None:
         """Go on with these examples."""
+
+    def took(self, clock: Clock) -> None:
+        """Take down what a part took."""
+        self.seconds.append(clock.seconds)
+        self.cpu_seconds.append(clock.cpu_seconds)
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step of all parts together."""
@@ -62,7 +83,8 @@ class OurArm(Arm):
     """`models.training` over `models.examples.pack`; the packing counts."""
 
     def train(self, examples: Sequence[Example]) -> None:
-        started = time.perf_counter()
+        clock = Clock()
+        clock.start()
         blocks = pack(examples, block_tokens=self.config.block_tokens, rng=self._rng)
         losses = train_on(
             self.lrm,
@@ -71,7 +93,8 @@ class OurArm(Arm):
             self.config,
             learning_rate=lambda step, _: self.rate(self.steps_done + step),
         )
-        self.seconds.append(time.perf_counter() - started)
+        clock.stop()
+        self.took(clock)
         self.steps_done += len(losses)
 
 
@@ -90,7 +113,7 @@ class TrainerArm(Arm):
         batch_size: int,
         sampling: str,
     ) -> None:
-        clock = _Clock()
+        clock = _TrainerClock()
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
@@ -116,7 +139,7 @@ class TrainerArm(Arm):
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        self.seconds.append(clock.seconds)
+        self.took(clock)
         self.steps_done += math.ceil(len(items) / batch_size)
 
 
@@ -185,13 +208,11 @@ class _Items(Dataset[Any]):
         return self._items[index]
 
 
-class _Clock(TrainerCallback):
-    """Seconds from a training's first step to its end."""
-
-    seconds = 0.0
+class _TrainerClock(TrainerCallback, Clock):
+    """Runs from a training's first step to its end."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.perf_counter()
+        self.start()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self._started
+        self.stop()

@@ -173,7 +173,7 @@ class _Running:
         if outcome.refused:
             raise FreshetError(f"no {promoted}: {outcome.refused}")
         seconds = self._promoted[sealed.shard_id] - started
-        parts = _parts(seconds, self._loop.laps.seconds, outcome.laps_s)
+        parts = parts_of(seconds, self._loop.laps.seconds, outcome.laps_s)
         say(f"  {sealed.watches} watches, {outcome.metrics['tokens']:.0f} tokens: {seconds:.2f} s")
         return Round(seconds, parts)
 
@@ -187,7 +187,9 @@ class _Running:
         return shard_id in self._promoted or bool(self._outcomes[number].refused)
 
 
-def _parts(seconds: float, around: dict[str, float], within: dict[str, float]) -> dict[str, float]:
+def parts_of(
+    seconds: float, around: dict[str, float], within: dict[str, float]
+) -> dict[str, float]:
     """Return the seconds of each part; the actor's own laps replace the time that the loop waited for it."""
     announce = seconds - sum(around.values())
     parts = {"notice": around["notice"], "read": around["read"], **within, "announce": announce}
