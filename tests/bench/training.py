@@ -28,8 +28,9 @@ from typing import NamedTuple
 import torch
 
 from infra.settings import load_settings
-from models.examples import Example, behaviour_examples, metadata_examples, pack
+from models.examples import Example, behaviour_examples, pack, text_examples, watch_text_examples
 from models.lrm import Lrm, build_lrm
+from models.tasks import video_texts
 from models.training import TrainingConfig, evaluate_loss
 from models.training_kernels import fast_products
 from streams.shards import ShardRow
@@ -128,11 +129,12 @@ def lesson_of(data: MovieLensRows, *, scale: float, seed: int) -> Lesson:
     drawn = rng.sample(list(data.past), round(ROWS_SHARE * scale * len(data.past)) + HELD_OUT_ROWS)
     held_out, rows = drawn[:HELD_OUT_ROWS], drawn[HELD_OUT_ROWS:]
     lrm = build_lrm(texts_of(rows, videos), SPACE, config=config.lrm, seed=seed)
-    metadata = metadata_examples(lrm, videos.values())
-    share = config.metadata_share * len(rows) / len(data.past)  # as many as in a whole epoch
+    metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
+    share = config.metadata_share * len(rows) / len(data.past)  # as in a whole epoch
     examples = [
         *behaviour_examples(lrm, behaviours(rows), videos),
         *rng.sample(metadata, round(share * len(metadata))),
+        *watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng),
     ]
     rng.shuffle(examples)
     training = config.training

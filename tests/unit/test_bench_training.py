@@ -10,20 +10,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.examples import Example, metadata_examples, pack
-from models.lrm import Lrm
+from models.examples import pack
 from models.training import TrainingConfig, batch_loss
 from tests.bench import training
 from tests.bench.parts.model_flops import training_flops
 from tests.bench.parts.training_arms import Arm, OurArm, PackedTrainerArm, PaddedTrainerArm
 from tests.bench.parts.training_rounds import PARTS, Round, in_shards, parts_of
-from tests.lrm_factories import shard_row, some_videos, tiny_lrm
+from tests.lrm_factories import shard_row, tiny_lrm, video_examples
 
 CONFIG = TrainingConfig(block_tokens=64, blocks_per_step=2)
-
-
-def some_examples(lrm: Lrm, count: int) -> list[Example]:
-    return metadata_examples(lrm, some_videos().values())[:count]
 
 
 def measured_run(losses: Sequence[float] = (4.0, 4.01, 4.02, 3.99)) -> training.Run:
@@ -45,7 +40,7 @@ def measured_run(losses: Sequence[float] = (4.0, 4.01, 4.02, 3.99)) -> training.
 def test_operations_are_those_that_pytorch_counts_without_what_a_mask_hides() -> None:
     lrm = tiny_lrm()
     lrm.model.set_attn_implementation("eager")  # the counter does not see into fused kernels
-    (example,) = some_examples(lrm, 1)
+    (example,) = video_examples(lrm, 1)
     with FlopCounterMode(display=False) as counter:
         batch_loss(lrm, pack([example], block_tokens=64, rng=random.Random(0))).backward()  # type: ignore[no-untyped-call]
     length, config = len(example.token_ids), lrm.model.config
@@ -57,7 +52,7 @@ def test_operations_are_those_that_pytorch_counts_without_what_a_mask_hides() ->
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the Trainer's, of its own schedulers
 def test_a_step_of_every_arm_moves_the_weights_alike() -> None:
     lrm = tiny_lrm()
-    examples = some_examples(lrm, 4)
+    examples = video_examples(lrm, 4)
     one_step = len(pack(examples, block_tokens=64, rng=random.Random(0)))
     config = TrainingConfig(block_tokens=64, blocks_per_step=one_step)
     arms: list[Arm] = [

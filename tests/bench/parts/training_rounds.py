@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from infra.clock import Laps
 from infra.errors import FreshetError
@@ -38,11 +39,12 @@ from tests.bench.parts.marks import say
 from tests.bench.parts.movielens_rows import SPACE
 from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
-from workers.training_state import TrainingState, save_state
+from workers.training_intake import ShardRows
+from workers.training_state import Plan, TrainingState, save_state
 
 PARTS = ("notice", "read", "score", "examples", "train", "gates", "checkpoint", "announce", "other")
-"""Of a round: until the loop has the announcement, read the shard, score what is new, make examples and pack them,
-train, gates, save the checkpoint, announce it until a consumer has that; other is Ray and what none of these is."""
+"""Of a round: until the loop has the announcement and a plan, read the shard, score what is new, make examples and pack
+them, train, gates, save the checkpoint, announce it until a consumer knows; other is Ray and what is none of these."""
 TIMEOUT_S = 300.0
 POLL_S = 0.01
 
@@ -60,14 +62,17 @@ class TimedLoop(TrainingLoop):
 
     laps = Laps()
 
-    def _take_shards(self) -> list[tuple[int, ShardSealed]]:
+    def _round(self, plan: Plan, stopping: threading.Event) -> RoundOutcome | None:
         self.laps.end("notice")
-        return super()._take_shards()
+        read_rows = self._intake.read_rows
 
-    def _rows(self, shards: list[ShardSealed]) -> tuple[list[ShardRow], tuple[str, ...]]:
-        rows = super()._rows(shards)
-        self.laps.end("read")
-        return rows
+        def timed_rows(plan: Plan) -> ShardRows:
+            rows = read_rows(plan)
+            self.laps.end("read")
+            return rows
+
+        with patch.object(self._intake, "read_rows", timed_rows):
+            return super()._round(plan, stopping)
 
     def _conclude(self, outcome: RoundOutcome, shard_ids: tuple[str, ...]) -> None:
         self.laps.end("actor")

@@ -8,17 +8,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models import training, training_kernels
-from models.examples import Batch, collate, metadata_examples, pack
+from models.examples import Batch, collate, pack
 from models.training import TrainingConfig, make_optimizer, train_on
-from tests.lrm_factories import some_videos, tiny_lrm
+from tests.lrm_factories import tiny_lrm, video_examples
 
 CONFIG = TrainingConfig(block_tokens=96, blocks_per_step=2)
 
 
 def some_batch(*, block_tokens: int) -> Batch:
     lrm = tiny_lrm()
-    examples = metadata_examples(lrm, some_videos(6).values())
-    blocks = pack(examples, block_tokens=block_tokens, rng=random.Random(0))
+    blocks = pack(video_examples(lrm, 24), block_tokens=block_tokens, rng=random.Random(0))
     return collate(blocks[:3], pad_token_id=lrm.pad_token_id)
 
 
@@ -63,8 +62,7 @@ def test_attention_in_halves_equals_pytorchs(num_key_value_heads: int, block_tok
 def test_training_with_these_kernels_has_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     def losses() -> list[float]:
         lrm = tiny_lrm()
-        examples = metadata_examples(lrm, some_videos().values())
-        blocks = pack(examples, block_tokens=96, rng=random.Random(0))
+        blocks = pack(video_examples(lrm), block_tokens=96, rng=random.Random(0))
         return train_on(lrm, make_optimizer(lrm, CONFIG), blocks, CONFIG)
 
     fast = losses()
