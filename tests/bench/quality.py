@@ -65,7 +65,7 @@ def films(settings: Settings, budget: Budget) -> FilmsResult:
     earlier, later = split(timeline, quality_films.FIRST_SHARE)
     say("films: encode, and fit a codebook")
     encoded, digest = encode(earlier, later, settings, _folder(settings, "films"))
-    catalogue = coded(encoded, digest, seed=settings.seed)
+    catalogue = coded(encoded, digest, steps=budget.quantizer_steps, seed=settings.seed)
     stream = stream_of(catalogue, timeline, len(earlier.watches()))
     return quality_films.run_films(stream, budget, settings, say)
 
@@ -76,7 +76,7 @@ def products(settings: Settings, budget: Budget) -> list[Scores]:
     timeline = _first_users(beauty.load_timeline(settings), budget.data_share)
     say("beauty: encode, and fit a codebook")
     encoded, digest = encode(timeline, Timeline(()), settings, _folder(settings, "beauty"))
-    catalogue = coded(encoded, digest, seed=settings.seed)
+    catalogue = coded(encoded, digest, steps=budget.quantizer_steps, seed=settings.seed)
     found = Split(catalogue, watches_by_user(timeline.watches()))
     return quality_beauty.compare(found, budget, seed=settings.seed, say=say)
 

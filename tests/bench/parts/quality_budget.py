@@ -15,6 +15,8 @@ class Budget:
     name: BudgetName
     data_share: float = 1.0
     """Of the films' events, the earliest, and of Beauty's users, the first."""
+    quantizer_steps: int = 1000
+    """Of the codebooks' fits."""
     epochs: int = 2
     """Of the LRM's first fit on films; all others get the CPU-seconds that this took."""
     round_watches: int = 2000
@@ -54,6 +56,7 @@ def budget_of(name: BudgetName, scale: float) -> Budget:
     return replace(
         budget,
         data_share=scale,
+        quantizer_steps=max(50, round(scale * budget.quantizer_steps)),
         round_watches=max(200, round(scale * budget.round_watches)),
         beauty_cpu_s=scale * budget.beauty_cpu_s,
         beauty_validation=max(50, round(scale * budget.beauty_validation)),

@@ -88,9 +88,9 @@ def encode(
     return found, encoders.manifest.digest
 
 
-def coded(encoded: EncodedCatalogue, encoders_sha256: str, *, seed: int) -> Catalogue:
+def coded(encoded: EncodedCatalogue, encoders_sha256: str, *, steps: int, seed: int) -> Catalogue:
     """Fit a codebook to the earlier part of a catalogue and give every item its semantic ID, in order of upload."""
-    config = QuantizerConfig()
+    config = QuantizerConfig(steps=steps)
     fitted = fit_encoded(
         encoded,
         config,

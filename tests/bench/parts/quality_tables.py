@@ -86,12 +86,12 @@ def _films_notes(streamed: FilmsResult) -> str:
     return (
         f"MovieLens ml-latest-small. The codebook and the first fits know the first {notes['first_watches']:,} watches "
         f"and {notes['first_items']:,} items. Then come {notes['later_watches']:,} watches in rounds of "
-        f"{notes['round_watches']:,}, and the other {later_items:,} items, coded by that codebook as they are uploaded. "
+        f"{notes['round_watches']:,}, and the other {later_items:,} items, coded by that codebook as they come. "
         "Before a round is learned, a sample of its watches is asked for: every arm is given the user's history up to "
         "the watch, and ranks all items that were uploaded by then and that the user has not watched; ties go to the "
         f"earlier upload.\n\nEach first fit had {streamed.fit_cpu_s:.0f} CPU-seconds, which is what that of the LRM "
         "took. A refresh of the LRM is the project's round: the new watches, a quarter of replay, the new items' "
-        f"metadata, gates. That of SASRec and the two-towers is {PASSES} pass over the new watches and as many old "
+        f"metadata, gates. That of SASRec and the two-towers is {PASSES} passes over the new watches and as many old "
         f"windows. Popularity counts the newest {streamed.popularity_window:,} watches, as the end of the first part "
         f"chose. Rounds refused by a gate: {refused or 'none'}."
     )
