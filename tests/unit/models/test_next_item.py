@@ -60,8 +60,9 @@ def test_windows_of_nothing_new_are_none() -> None:
 
 
 def test_ties_go_to_the_smaller_number() -> None:
-    model = FixedScores([0.0, 1.0, 1.0, 0.0, 2.0, 1.0])
-    assert rank(model, [[]], top_k=6) == [[4, 1, 2, 5, 0, 3]]
+    scores = [float(number % 3) for number in range(300)]  # so many that an unstable sort shows
+    wanted = sorted(range(300), key=lambda number: (-scores[number], number))
+    assert rank(FixedScores(scores), [[]], top_k=300) == [wanted]
 
 
 def test_ranking_leaves_out_what_is_excluded_or_not_there_yet() -> None:
