@@ -12,6 +12,7 @@ from infra.errors import ConfigError, GateError
 from models.examples import Block
 from models.next_item import NextItemTraining
 from models.sasrec import SasrecConfig, build_sasrec
+from models.tasks import video_texts, watch_texts
 from models.training import TrainingConfig
 from models.two_tower import ItemContents
 from streams.events import VideoUploaded, WatchEvent
@@ -24,10 +25,10 @@ from tests.bench.parts.quality_beauty import Scores
 from tests.bench.parts.quality_budget import BUDGETS, budget_of
 from tests.bench.parts.quality_data import Catalogue
 from tests.bench.parts.quality_figures import Asked, ndcg, recall
-from tests.bench.parts.quality_films import FilmsResult
+from tests.bench.parts.quality_films import HISTORIES_ONLY, FilmsResult
 from tests.bench.parts.quality_stream import Round, Stream, Target, rounds, stream_of
 from tests.bench.parts.quality_tables import ARMS, page
-from tests.lrm_factories import SPACE, some_videos, tiny_lrm
+from tests.lrm_factories import SPACE, new_watch, some_videos, tiny_lrm
 from workers.training_state import TrainingState, new_state
 
 NUM_ITEMS, NUM_USERS, PER_USER = 24, 6, 10
@@ -309,3 +310,11 @@ def test_folder_that_is_not_set_is_named_before_anything_is_measured(
     monkeypatch.delenv("FRESHET_DATA__BEAUTY", raising=False)
     with pytest.raises(ConfigError, match="FRESHET_DATA__BEAUTY"):
         quality.measure()
+
+
+def test_arm_without_metadata_reads_histories_and_no_other_text() -> None:
+    video = some_videos()["v1"]
+    assert list(video_texts([video], HISTORIES_ONLY, random.Random(0))) == []
+    watches = [new_watch("v1"), new_watch("v2")]
+    texts = watch_texts(None, [], watches, some_videos(), HISTORIES_ONLY, random.Random(0))
+    assert list(texts) == []

@@ -25,6 +25,7 @@ from models.next_item import (
 from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.sasrec import Sasrec, add_items
+from models.tasks import Recipe
 from models.training import optimizer_tensors, restore_optimizer
 from models.trie import TrieView
 from models.two_tower import TwoTower
@@ -64,12 +65,12 @@ class LrmArm:
         stream: Stream,
         *,
         is_frozen: bool = False,
-        metadata: bool = True,
+        recipe: Recipe | None = None,
         replay_share: float = 0.25,
     ) -> None:
         self.name, self._state, self._stream = name, state, stream
-        self._is_frozen, self._metadata = is_frozen, metadata
-        self._limits = RoundLimits(replay_share, evaluate_max=0)
+        self._is_frozen = is_frozen
+        self._limits = RoundLimits(replay_share, evaluate_max=0, recipe=recipe or Recipe())
         self._num_learned = stream.catalogue.num_live(stream.watched_at_ms(stream.num_first - 1))
         self.refused, self.cpu_s = 0, 0.0
 
@@ -106,7 +107,7 @@ class LrmArm:
         catalogue = self._stream.catalogue
         known = list(catalogue.video_ids[: this.num_known])
         videos = {video_id: catalogue.videos[video_id] for video_id in known}
-        new = [videos[one] for one in known[self._num_learned :]] if self._metadata else []
+        new = [videos[one] for one in known[self._num_learned :]]
         self._num_learned = this.num_known
         state, started = self._state, time.process_time()
         weights = {name: each.clone() for name, each in state.lrm.model.state_dict().items()}

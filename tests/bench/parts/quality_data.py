@@ -110,16 +110,28 @@ def coded(encoded: EncodedCatalogue, encoders_sha256: str, *, steps: int, seed: 
             upload.video_id,
             capacity=space.disambiguation_size,
         )
-        videos[upload.video_id] = Video((*codes, last), upload.title, upload.channel, upload.topics)
+        videos[upload.video_id] = Video(
+            (*codes, last),
+            upload.title,
+            upload.channel,
+            upload.topics,
+            upload.language,
+            upload.duration_s,
+            _upload_time_ms(upload),
+        )
     contents = ItemContents(
         list(videos),
         torch.from_numpy(fitted.quantized.embedding_BD).float(),
         torch.from_numpy(fitted.quantized.cluster_id_B),
     )
-    times_ms = [upload.upload_time_ms or upload.event_time_ms for upload in encoded.uploads]
+    times_ms = list(map(_upload_time_ms, encoded.uploads))
     return Catalogue(
         space, list(videos), times_ms, videos, contents, config.num_clusters, encoded.num_fitted
     )
+
+
+def _upload_time_ms(upload: VideoUploaded) -> int:
+    return upload.upload_time_ms or upload.event_time_ms
 
 
 def watches_by_user(watches: Sequence[WatchEvent]) -> dict[str, list[NewWatch]]:

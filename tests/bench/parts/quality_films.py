@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from infra.settings import Settings
 from models.next_item import NextItemTraining
 from models.sasrec import Sasrec, SasrecConfig, build_sasrec
+from models.tasks import Recipe
 from models.two_tower import ItemTower, TwoTower, TwoTowerConfig, build_two_tower
 from tests.bench.parts.cpu_training import CpuBudget, train_next_item
 from tests.bench.parts.quality_arms import Arm, LrmArm, NextItemArm, PopularityArm
@@ -26,6 +27,7 @@ from workers.training_state import TrainingState
 REFRESHED, FROZEN, NO_METADATA = "LRM, refreshed", "LRM, frozen", "LRM, refreshed, no metadata"
 SASREC, CLUSTER, HASH = "SASRec-CE, refreshed", "two-tower, cluster ids", "two-tower, hashed ids"
 POPULARITY = "popularity"
+HISTORIES_ONLY = Recipe(video_tasks={}, masked=0, intent=0, related=0)
 FIRST_SHARE = 0.6
 VALIDATION_SHARE = 5 / 6  # of the first part: what comes after it chooses popularity's window
 POPULARITY_WINDOWS = (1_000, 5_000, 20_000, 1_000_000)
@@ -117,14 +119,14 @@ def _lrm_arms(
     state = _first_fit(stream, BootstrapConfig(epochs=budget.epochs, fit_max_s=FIT_MAX_S), settings)
     result.fit_cpu_s = time.process_time() - started
     say(f"films: the same without metadata; the first took {result.fit_cpu_s:.0f} CPU-seconds")
-    config = BootstrapConfig(epochs=budget.epochs, metadata_share=0.0, fit_max_s=FIT_MAX_S)
+    config = BootstrapConfig(epochs=budget.epochs, recipe=HISTORIES_ONLY, fit_max_s=FIT_MAX_S)
     without = _first_fit(stream, config, settings)
     frozen = replace(state, lrm=copy.deepcopy(state.lrm))
     share = settings.training.replay_share
     return [
         LrmArm(REFRESHED, state, stream, replay_share=share),
         LrmArm(FROZEN, frozen, stream, is_frozen=True),
-        LrmArm(NO_METADATA, without, stream, metadata=False, replay_share=share),
+        LrmArm(NO_METADATA, without, stream, recipe=HISTORIES_ONLY, replay_share=share),
     ]
 
 
