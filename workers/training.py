@@ -37,6 +37,7 @@ from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
 from workers.training_intake import TrainingIntake
+from workers.training_round import EARLIER_WATCHES, metric_name
 from workers.training_state import (
     Plan,
     checkpoint_key,
@@ -48,7 +49,6 @@ from workers.training_state import (
 )
 
 log = get_logger()
-METRIC_LABELS = {"_unwatched": "0", "_watched_1_to_4": "1-4", "_watched_5_up": "5+"}
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
 
 
@@ -170,9 +170,10 @@ class TrainingLoop:
         metrics.ROUNDS.labels(verdict).inc()
         metrics.UNKNOWN_VIDEOS.inc(outcome.metrics.get("unknown_video_watches", 0))
         metrics.WATCHES_LEFT_OUT.inc(outcome.metrics.get("watches_left_out", 0))
-        for suffix, earlier_watches in (("", "any"), *METRIC_LABELS.items()):
-            if (recall := outcome.metrics.get(f"prequential_recall_at_10{suffix}")) is not None:
-                metrics.PREQUENTIAL_RECALL.labels(earlier_watches).set(recall)
+        for earlier in EARLIER_WATCHES:
+            recall = outcome.metrics.get(metric_name("recall_at_10", earlier))
+            if recall is not None:
+                metrics.PREQUENTIAL_RECALL.labels(earlier).set(recall)
         measured = {name: round(value, 4) for name, value in outcome.metrics.items()}
         laps = {f"{name}_s": round(seconds, 2) for name, seconds in outcome.laps_s.items()}
         log.info(

@@ -35,7 +35,9 @@ from workers.training_state import TrainingState
 
 # Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
 ANCHOR_LOSS_RISE_MAX = 0.10
-EARLIER_WATCHES = {"_unwatched": (0, 0), "_watched_1_to_4": (1, 4), "_watched_5_up": (5, math.inf)}
+ANY = "any"
+EARLIER_WATCHES = {ANY: (0, math.inf), "0": (0, 0), "1-4": (1, 4), "5+": (5, math.inf)}
+"""How many watches of a target were learned before."""
 REQUESTS_AT_ONCE = 8
 
 
@@ -168,8 +170,8 @@ def loss_on(
 def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dict[str, float]:
     """Return recall@10 and NDCG@10 on a sample of new watches, before anything is learned from them.
 
-    Also by how many watches of the target have been learned: `EARLIER_WATCHES` names the ranges, and one that nobody
-    in the sample fell into is left out.
+    Also by how many watches of the target have been learned: `metric_name` names them, and one of `EARLIER_WATCHES`
+    that nothing in the sample fell into is left out.
     """
     asked = [
         (row, index)
@@ -181,7 +183,7 @@ def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dic
     ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
     targets = [row.watches[index].video_id for row, index in sample]
     measured: dict[str, float] = {}
-    for suffix, (least, most) in {"": (0, math.inf), **EARLIER_WATCHES}.items():
+    for earlier, (least, most) in EARLIER_WATCHES.items():
         places = [
             place
             for place, target in enumerate(targets)
@@ -190,11 +192,17 @@ def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dic
         if places:
             found, wanted = [ranked[at] for at in places], [targets[at] for at in places]
             measured |= {
-                f"prequential_recall_at_10{suffix}": recall_at_k(found, wanted),
-                f"prequential_ndcg_at_10{suffix}": ndcg_at_k(found, wanted),
-                f"prequential_requests{suffix}": float(len(places)),
+                metric_name("recall_at_10", earlier): recall_at_k(found, wanted),
+                metric_name("ndcg_at_10", earlier): ndcg_at_k(found, wanted),
+                metric_name("requests", earlier): float(len(places)),
             }
     return measured
+
+
+def metric_name(what: str, earlier_watches: str) -> str:
+    """Return a figure's name in a round's metrics: `prequential_recall_at_10_watched_1-4`, or without the suffix."""
+    suffix = "" if earlier_watches == ANY else f"_watched_{earlier_watches}"
+    return f"prequential_{what}{suffix}"
 
 
 def _ranked(

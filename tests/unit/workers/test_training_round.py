@@ -73,9 +73,9 @@ def test_new_watches_are_scored_by_how_often_their_video_was_learned_before() ->
     found = {name: value for name, value in metrics.items() if "prequential_requests" in name}
     assert found == {
         "prequential_requests": 4,
-        "prequential_requests_unwatched": 2,
-        "prequential_requests_watched_1_to_4": 1,
-        "prequential_requests_watched_5_up": 1,
+        "prequential_requests_watched_0": 2,
+        "prequential_requests_watched_1-4": 1,
+        "prequential_requests_watched_5+": 1,
     }
     assert state.watch_counts == {"v0": 1, "v1": 5, "v2": 6, "v3": 1}
 
