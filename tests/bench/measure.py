@@ -51,3 +51,15 @@ class Measure:
         if self.peer is None:
             return line
         return line | {"peer": self.peer, "peer_value": self.peer_value, "ratio": self.ratio}
+
+
+def measured(name: str, value: float, unit: str, *, more: bool = False) -> Measure:
+    """Return a number of our own; `more` is better, or less."""
+    return Measure(measure=name, value=float(value), unit=unit, higher_is_better=more)
+
+
+def measured_over(name: str, value: float, peer: str) -> Measure:
+    """Return how many times as much as a peer."""
+    return Measure(
+        measure=name, value=value, unit="times", higher_is_better=True, peer=peer, peer_value=1.0
+    )

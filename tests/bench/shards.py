@@ -26,7 +26,7 @@ from infra.settings import Settings, load_settings, with_values
 from streams.admin import create_topics
 from streams.events import ShardSealed
 from streams.shards import verify_shards
-from tests.bench.measure import Measure
+from tests.bench.measure import Measure, measured, measured_over
 from tests.bench.parts.history_load import fill_histories, full_histories
 from tests.bench.parts.marks import Mark, measured_process, per_cpu_s, per_s, read_marks, say
 from tests.bench.parts.measured_sealer import MARKS, PROFILE, Spent
@@ -146,35 +146,37 @@ def measures(run: Run, sizes: Sizes) -> list[Measure]:
     if run.event_bytes < EVENT_BYTES_MIN:
         raise FreshetError(f"events have {run.event_bytes:.0f} bytes, too few")
     return [
-        _of("scale", sizes.scale, "times", more=True),
-        _of("bytes_per_event", run.event_bytes, "bytes", more=True),
-        _of("watches_per_user_and_shard", run.sealed.watches_per_row, "watches", more=True),
+        measured("scale", sizes.scale, "times", more=True),
+        measured("bytes_per_event", run.event_bytes, "bytes", more=True),
+        measured("watches_per_user_and_shard", run.sealed.watches_per_row, "watches", more=True),
         *_rates(run),
         *_memory(run, sizes),
         *(
-            _of(f"time_in_{stage}", share, "share")
+            measured(f"time_in_{stage}", share, "share")
             for stage, share in shares(run.sealed.spent.stages).items()
         ),
     ]
 
 
 def _rates(run: Run) -> list[Measure]:
-    measured = (run.sealed.marks[SHARDS_WARM_UP - 1], run.sealed.marks[SHARDS_MEASURED - 1])
-    per_core, per_second = per_cpu_s(*measured), per_s(*measured)
+    span = (run.sealed.marks[SHARDS_WARM_UP - 1], run.sealed.marks[SHARDS_MEASURED - 1])
+    per_core, per_second = per_cpu_s(*span), per_s(*span)
     ceiling, consumed = _ends(run.consumed, per_s), _ends(run.consumed, per_cpu_s)
     plain, faust = _ends(run.plain, per_cpu_s), _ends(run.faust, per_cpu_s)
     return [
-        _of("events_per_s_per_core", per_core, "events/CPU-s", more=True),
-        _of("events_per_s", per_second, "events/s", more=True),
-        _of("consumer_events_per_s", ceiling, "events/s", more=True),
-        _of("consumer_events_per_s_per_core", consumed, "events/CPU-s", more=True),
-        _over(
+        measured("events_per_s_per_core", per_core, "events/CPU-s", more=True),
+        measured("events_per_s", per_second, "events/s", more=True),
+        measured("consumer_events_per_s", ceiling, "events/s", more=True),
+        measured("consumer_events_per_s_per_core", consumed, "events/CPU-s", more=True),
+        measured_over(
             "share_of_consumer_ceiling", per_second / ceiling, "the same consumer, doing nothing"
         ),
-        _of("faust_events_per_s_per_core", faust, "events/CPU-s", more=True),
-        _over("over_faust", per_core / faust, "a Faust agent"),
-        _of("plain_loop_events_per_s_per_core", plain, "events/CPU-s", more=True),
-        _over("over_plain_loop", per_core / plain, "confluent-kafka and pyarrow, no guarantees"),
+        measured("faust_events_per_s_per_core", faust, "events/CPU-s", more=True),
+        measured_over("over_faust", per_core / faust, "a Faust agent"),
+        measured("plain_loop_events_per_s_per_core", plain, "events/CPU-s", more=True),
+        measured_over(
+            "over_plain_loop", per_core / plain, "confluent-kafka and pyarrow, no guarantees"
+        ),
     ]
 
 
@@ -185,24 +187,14 @@ def _memory(run: Run, sizes: Sizes) -> list[Measure]:
     per_user = added / (sizes.of(MORE_USERS) - sizes.of(FULL_USERS))
     many, restored = run.histories.many, sizes.of(RESTORED_USERS)
     return [
-        _of("history_bytes_per_user", per_user, "bytes"),
-        _of("restore_users_per_s", restored / (many[1].time_s - many[0].time_s), "users/s", more=True),
-        _of("restored_history_length_mean", run.histories.mean_length, "watches", more=True),
-        _of("restored_rss_mb", many[1].rss_bytes / MB, "MB"),
+        measured("history_bytes_per_user", per_user, "bytes"),
+        measured("restore_users_per_s", restored / (many[1].time_s - many[0].time_s), "users/s", more=True),
+        measured("restored_history_length_mean", run.histories.mean_length, "watches", more=True),
+        measured("restored_rss_mb", many[1].rss_bytes / MB, "MB"),
         # Peaks, because at a mark the next shard may be full or empty. Histories are full from the start.
-        _of("rss_early_mb", early.peak_bytes / MB, "MB"),
-        _of("rss_growth_mb", (end.peak_bytes - early.peak_bytes) / MB, "MB"),
+        measured("rss_early_mb", early.peak_bytes / MB, "MB"),
+        measured("rss_growth_mb", (end.peak_bytes - early.peak_bytes) / MB, "MB"),
     ]  # fmt: skip
-
-
-def _of(name: str, value: float, unit: str, *, more: bool = False) -> Measure:
-    return Measure(measure=name, value=float(value), unit=unit, higher_is_better=more)
-
-
-def _over(name: str, value: float, peer: str) -> Measure:
-    return Measure(
-        measure=name, value=value, unit="times", higher_is_better=True, peer=peer, peer_value=1.0
-    )
 
 
 def _ends(marks: Sequence[Mark], rate: Callable[[Mark, Mark], float]) -> float:

@@ -34,7 +34,7 @@ from models.tasks import video_texts
 from models.training import TrainingConfig, evaluate_loss
 from models.training_kernels import fast_products
 from streams.shards import ShardRow
-from tests.bench.measure import Measure
+from tests.bench.measure import Measure, measured, measured_over
 from tests.bench.parts.marks import say
 from tests.bench.parts.model_flops import matmul_peak_flops_per_s, training_flops
 from tests.bench.parts.movielens_rows import SPACE, MovieLensRows, movielens_rows
@@ -221,41 +221,48 @@ def measures(run: Run) -> list[Measure]:
     flops_per_s = ours.tokens_per_cpu_s * run.threads * run.flops_per_token
     _say_whether_losses_agree(run.losses)
     return [
-        _of("threads", run.threads, "threads", more=True),
-        _of(
-            "tokens_per_s",
-            ours.tokens_per_s,
-            "tokens/s",
-            more=True,
+        measured("threads", run.threads, "threads", more=True),
+        Measure(
+            measure="tokens_per_s",
+            value=ours.tokens_per_s,
+            unit="tokens/s",
+            higher_is_better=True,
             peer=TRAINER,
             peer_value=padded.tokens_per_s,
         ),
-        _of(
-            "tokens_per_cpu_s",
-            ours.tokens_per_cpu_s,
-            "tokens/CPU-s",
-            more=True,
+        Measure(
+            measure="tokens_per_cpu_s",
+            value=ours.tokens_per_cpu_s,
+            unit="tokens/CPU-s",
+            higher_is_better=True,
             peer=TRAINER,
             peer_value=padded.tokens_per_cpu_s,
         ),
-        _over(
-            "tokens_per_s_over_fast_trainer",
-            ours.tokens_per_s / fast.tokens_per_s,
-            FAST_TRAINER,
+        measured_over(
+            "tokens_per_s_over_fast_trainer", ours.tokens_per_s / fast.tokens_per_s, FAST_TRAINER
         ),
-        _over(
+        measured_over(
             "tokens_per_s_over_packed_trainer",
             ours.tokens_per_s / packed.tokens_per_s,
             PACKED_TRAINER,
         ),
-        _of("held_out_loss", loss, "nats", peer=TRAINER, peer_value=run.losses[TRAINER]),
-        _of("held_out_loss_packed_trainer", run.losses[PACKED_TRAINER], "nats"),
-        _of("flops_per_token", run.flops_per_token, "flops"),
-        _of("matmul_peak_gflops_per_s", run.peak_flops_per_s / 1e9, "Gflops/s", more=True),
-        _of("mfu", flops_per_s / run.peak_flops_per_s, "share", more=True),
-        _of("shard_to_promoted_s", statistics.median(one.seconds for one in run.rounds), "s"),
+        Measure(
+            measure="held_out_loss",
+            value=loss,
+            unit="nats",
+            higher_is_better=False,
+            peer=TRAINER,
+            peer_value=run.losses[TRAINER],
+        ),
+        measured("held_out_loss_packed_trainer", run.losses[PACKED_TRAINER], "nats"),
+        measured("flops_per_token", run.flops_per_token, "flops"),
+        measured("matmul_peak_gflops_per_s", run.peak_flops_per_s / 1e9, "Gflops/s", more=True),
+        measured("mfu", flops_per_s / run.peak_flops_per_s, "share", more=True),
+        measured("shard_to_promoted_s", statistics.median(one.seconds for one in run.rounds), "s"),
         *(
-            _of(f"time_in_{part}_s", statistics.median(one.parts[part] for one in run.rounds), "s")
+            measured(
+                f"time_in_{part}_s", statistics.median(one.parts[part] for one in run.rounds), "s"
+            )
             for part in PARTS
         ),
     ]
@@ -272,26 +279,3 @@ def _say_whether_losses_agree(losses: Mapping[str, float]) -> None:
         say(f"  held-out loss {loss:.4f}  {name}")
     verdict = "agree" if losses_agree(losses) else "DO NOT AGREE"
     say(f"the losses {verdict} within {LOSS_TOLERANCE:.0%} at equal tokens")
-
-
-def _over(name: str, value: float, peer: str) -> Measure:
-    return _of(name, value, "times", more=True, peer=peer, peer_value=1.0)
-
-
-def _of(
-    name: str,
-    value: float,
-    unit: str,
-    *,
-    more: bool = False,
-    peer: str | None = None,
-    peer_value: float | None = None,
-) -> Measure:
-    return Measure(
-        measure=name,
-        value=float(value),
-        unit=unit,
-        higher_is_better=more,
-        peer=peer,
-        peer_value=peer_value,
-    )
