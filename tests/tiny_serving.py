@@ -98,14 +98,14 @@ def save_checkpoint(store_root: Path, version: int, lrm: Lrm | None = None) -> C
     )
 
 
-def publish_tiny_codebook(store: ObjectStore) -> None:
-    """Make a codebook of the tiny space the current one; it has no files, since nobody computes codes."""
+def publish_tiny_codebook(store: ObjectStore, space: SemanticIdSpace = SPACE) -> None:
+    """Make a codebook of a space the current one; it has no files, since nobody computes codes."""
     publish_codebook(
         store,
         CodebookManifest(
-            codebook_version=SPACE.codebook_version,
-            codebook_sizes=SPACE.codebook_sizes,
-            disambiguation_size=SPACE.disambiguation_size,
+            codebook_version=space.codebook_version,
+            codebook_sizes=space.codebook_sizes,
+            disambiguation_size=space.disambiguation_size,
             embedding_dim=4,
             encoders_sha256="",
             quantizer={},

@@ -17,7 +17,6 @@ from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
-from models.codebook import CodebookManifest, publish_codebook
 from models.training import TrainingConfig
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
@@ -26,13 +25,13 @@ from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
-    OffsetRange,
     SemanticIdAssigned,
-    ShardSealed,
 )
 from streams.shards import ShardRow, write_shard
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
-from tests.lrm_factories import SPACE, shard_row, some_videos, tiny_lrm
+from tests.lrm_factories import shard_row, some_videos, tiny_lrm
+from tests.sealed_shards import sealed_shard
+from tests.tiny_serving import publish_tiny_codebook
 from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
 from workers.training_state import load_state, new_state, save_state
@@ -65,11 +64,7 @@ def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
 def prepare(settings: Settings) -> None:
     create_topics(settings.kafka)
     store = ObjectStore(settings.storage.root)
-    manifest = CodebookManifest(
-        codebook_version=1, codebook_sizes=SPACE.codebook_sizes, disambiguation_size=4, embedding_dim=4,
-        encoders_sha256="", quantizer={}, card={}, files={},
-    )  # fmt: skip
-    publish_codebook(store, manifest, {})
+    publish_tiny_codebook(store)
     state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=2), seed=1)
     state.model_version = 1
     state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
@@ -101,12 +96,14 @@ def announce_shard(
     store = ObjectStore(settings.storage.root)
     path = f"shards/test-{number}.parquet"
     found = store.put_bytes(path, write_shard(rows, erased_users=erased_users))
-    event = ShardSealed(
-        shard_id=f"shard-{number}", path=path, sha256=sha256 or found,
-        ranges=(OffsetRange(partition=0, first_offset=number * 10, last_offset=number * 10 + 9),),
-        rows=len(rows), watches=10, duplicates=0, dead_letters=0, first_event_time_ms=0, last_event_time_ms=0,
-        first_append_time_ms=0, last_append_time_ms=0, sealed_time_ms=0,
-    )  # fmt: skip
+    event = sealed_shard(
+        f"shard-{number}",
+        (0, number * 10, number * 10 + 9),
+        path=path,
+        sha256=sha256 or found,
+        rows=len(rows),
+        watches=10,
+    )
     client = producer(
         settings.kafka, transactional_id="sealer"
     )  # as the sealer does: a marker takes an offset
@@ -149,6 +146,14 @@ def promoted(settings: Settings) -> list[CheckpointPromoted]:
         return [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
 
 
+def await_learned(settings: Settings, shard_id: str) -> None:
+    wait_until(
+        lambda: any(shard_id in one.shard_ids for one in promoted(settings)),
+        timeout_s=240,
+        what=f"the round of {shard_id}",
+    )
+
+
 def test_rounds_train_announce_and_resume_where_they_stopped(
     ray_cluster: None, settings: Settings
 ) -> None:
@@ -188,11 +193,7 @@ def test_shard_that_is_not_what_was_announced_is_skipped(
     announce_shard(settings, 0, some_rows(0), sha256="0" * 64)
     announce_shard(settings, 1, some_rows(1))
     running = Running(settings)
-    wait_until(
-        lambda: any("shard-1" in one.shard_ids for one in promoted(settings)),
-        timeout_s=240,
-        what="the round",
-    )
+    await_learned(settings, "shard-1")
     running.stop()
     state = load_state(
         ObjectStore(settings.storage.root),
@@ -214,11 +215,7 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
     first.await_rounds(2)
     first.stop()
     second = Running(small)
-    wait_until(
-        lambda: any("shard-2" in one.shard_ids for one in promoted(settings)),
-        timeout_s=240,
-        what="the last shard's round",
-    )
+    await_learned(settings, "shard-2")
     second.stop()
     learned = [shard_id for one in promoted(settings) for shard_id in one.shard_ids]
     assert learned == ["shard-0", "shard-1", "shard-2"]
@@ -289,11 +286,7 @@ def test_erased_user_is_in_no_later_checkpoint(ray_cluster: None, settings: Sett
     announce_shard(settings, 1, [shard_row("u1", ["v2"]), shard_row("u9", ["v2"])])
     announce_shard(settings, 2, [shard_row("u7", ["v3"])], erased_users=["u1", "u9"])
     second = Running(settings)
-    wait_until(
-        lambda: any("shard-2" in one.shard_ids for one in promoted(settings)),
-        timeout_s=240,
-        what="the round of the last shard",
-    )
+    await_learned(settings, "shard-2")
     second.stop()
     newest = promoted(settings)[-1].model_version
     store = ObjectStore(settings.storage.root)

@@ -13,7 +13,7 @@ import pytest
 from infra.errors import FreshetError
 from infra.settings import Settings
 from streams.codec import decode
-from streams.events import OffsetRange, ShardSealed, WatchEvent
+from streams.events import ShardSealed, WatchEvent
 from streams.watches import Watch, decode_watch
 from tests.bench import shards
 from tests.bench.parts.faust_sealer import FaustSealer
@@ -38,6 +38,7 @@ from tests.bench.parts.watch_load import (
     user_id,
     zipf_cumulative,
 )
+from tests.sealed_shards import sealed_shard
 
 MB = 1_000_000
 
@@ -49,20 +50,13 @@ def source(*, users: int = 1_000, seed: int = 0) -> WatchSource:
 def announced(
     first: int, count: int, *, rows: int = 1, dead_letters: int = 0, duplicates: int = 0
 ) -> ShardSealed:
-    return ShardSealed(
-        shard_id=f"shard-{first}",
-        path="",
-        sha256="",
-        ranges=(OffsetRange(partition=0, first_offset=first, last_offset=first + count - 1),),
+    return sealed_shard(
+        f"shard-{first}",
+        (0, first, first + count - 1),
         rows=rows,
         watches=count - dead_letters - duplicates,
         duplicates=duplicates,
         dead_letters=dead_letters,
-        first_event_time_ms=0,
-        last_event_time_ms=0,
-        first_append_time_ms=0,
-        last_append_time_ms=0,
-        sealed_time_ms=0,
     )
 
 

@@ -21,7 +21,6 @@ from infra.kafka.broker import start_broker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, load_settings, with_values
 from infra.storage import ObjectStore
-from models.codebook import CodebookManifest, publish_codebook
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send, wait_until
@@ -29,7 +28,6 @@ from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
-    OffsetRange,
     SemanticIdAssigned,
     ShardSealed,
 )
@@ -37,6 +35,8 @@ from streams.shards import ShardRow, write_shard
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
 from tests.bench.parts.marks import say
 from tests.bench.parts.movielens_rows import SPACE
+from tests.sealed_shards import sealed_shard
+from tests.tiny_serving import publish_tiny_codebook
 from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
 from workers.training_intake import ShardRows
@@ -107,17 +107,7 @@ def _prepare(
 ) -> None:
     create_topics(settings.kafka)
     store = ObjectStore(settings.storage.root)
-    manifest = CodebookManifest(
-        codebook_version=SPACE.codebook_version,
-        codebook_sizes=SPACE.codebook_sizes,
-        disambiguation_size=SPACE.disambiguation_size,
-        embedding_dim=0,
-        encoders_sha256="",
-        quantizer={},
-        card={},
-        files={},
-    )
-    publish_codebook(store, manifest, {})
+    publish_tiny_codebook(store, SPACE)
     client = producer(settings.kafka)
     for one in assigned:
         send(client, settings.kafka, SEMANTIC_IDS, semantic_id_key(one.video_id, 1), one)
@@ -203,21 +193,13 @@ def parts_of(
 
 def _stored(store: ObjectStore, number: int, rows: Sequence[ShardRow]) -> ShardSealed:
     path = f"shards/bench-{number}.parquet"
-    watches = sum(len(row.watches) for row in rows)
-    return ShardSealed(
-        shard_id=f"shard-{number}",
+    return sealed_shard(
+        f"shard-{number}",
+        (0, number, number),
         path=path,
         sha256=store.put_bytes(path, write_shard(list(rows))),
-        ranges=(OffsetRange(partition=0, first_offset=number, last_offset=number),),
         rows=len(rows),
-        watches=watches,
-        duplicates=0,
-        dead_letters=0,
-        first_event_time_ms=0,
-        last_event_time_ms=0,
-        first_append_time_ms=0,
-        last_append_time_ms=0,
-        sealed_time_ms=0,
+        watches=sum(len(row.watches) for row in rows),
     )
 
 

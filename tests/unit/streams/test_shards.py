@@ -26,6 +26,7 @@ from streams.shards import (
     verify_shards,
     write_shard,
 )
+from tests.sealed_shards import sealed_shard
 
 texts = st.text(max_size=5)
 past_fields: dict[str, Any] = {
@@ -131,22 +132,13 @@ def sealed(
     number: int, *ranges: tuple[int, int, int], watches: int | None = None, **counts: int
 ) -> ShardSealed:
     covered = sum(last - first + 1 for _, first, last in ranges)
-    return ShardSealed(
-        shard_id=f"s{number}",
+    return sealed_shard(
+        f"s{number}",
+        *ranges,
         path=f"shards/s{number}.parquet",
-        sha256="",
-        ranges=tuple(
-            OffsetRange(partition=partition, first_offset=first, last_offset=last)
-            for partition, first, last in ranges
-        ),
         rows=1,
         watches=covered - sum(counts.values()) if watches is None else watches,
-        **{"duplicates": 0, "dead_letters": 0} | counts,
-        first_event_time_ms=0,
-        last_event_time_ms=0,
-        first_append_time_ms=0,
-        last_append_time_ms=0,
-        sealed_time_ms=0,
+        **counts,
     )
 
 

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from streams.events import CheckpointPromoted, OffsetRange, ShardSealed, SwapReported
+from streams.events import CheckpointPromoted, SwapReported
+from tests.sealed_shards import sealed_shard
 from workers.demo_observer import Observations
 
 
 def observations() -> Observations:
     """Return two watches of one shard that a served model has learned from."""
-    shard = ShardSealed(
-        shard_id="s",
-        path="",
-        sha256="",
-        ranges=(OffsetRange(partition=0, first_offset=0, last_offset=1),),
-        rows=1,
-        watches=2,
-        duplicates=0,
-        dead_letters=0,
-        first_event_time_ms=0,
-        last_event_time_ms=0,
-        first_append_time_ms=0,
-        last_append_time_ms=0,
-        sealed_time_ms=0,
-    )
+    shard = sealed_shard("s", (0, 0, 1), rows=1, watches=2)
     checkpoint = CheckpointPromoted(
         model_name="lrm",
         model_version=2,

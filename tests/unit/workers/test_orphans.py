@@ -6,16 +6,13 @@ import pytest
 
 from infra.settings import KafkaSettings
 from infra.storage import ObjectStore
-from streams.events import ShardSealed, to_json
+from streams.events import to_json
 from streams.topics import SHARDS
 from tests.kept_topics import keep
+from tests.sealed_shards import sealed_shard
 from workers.orphans import collect_orphans
 
-ANNOUNCED = ShardSealed(
-    shard_id="a", path="shards/announced", sha256="s", ranges=(), rows=0, watches=0, duplicates=0,
-    dead_letters=0, first_event_time_ms=0, last_event_time_ms=0, first_append_time_ms=0,
-    last_append_time_ms=0, sealed_time_ms=0,
-)  # fmt: skip
+ANNOUNCED = sealed_shard("a", path="shards/announced", sha256="s")
 
 
 @pytest.fixture
