@@ -1,7 +1,7 @@
 """A sealer process that a signal hits at a chosen moment; its settings come from the environment.
 
-Usage: python sealer_process.py SIGNAL MOMENT COUNT, where MOMENT is the name of a SealStep or HALF_WRITTEN, and COUNT
-says which time it is reached. SIGKILL is a power cut; SIGSTOP makes a zombie of the process.
+Usage: python sealer_process.py SIGNAL MOMENT COUNT, where MOMENT is one of `MOMENTS`, and COUNT says which time it is
+reached. SIGKILL is a power cut; SIGSTOP makes a zombie of the process.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
 
 from infra.settings import load_settings
 from infra.storage import ObjectStore
-from workers.sealing import SealStep
+from workers.sealing import SealStep, ShardCommitter
 from workers.watches import run
 
-HALF_WRITTEN = "HALF_WRITTEN"
+HALF_WRITTEN, HALF_PRODUCED = "HALF_WRITTEN", "HALF_PRODUCED"
+MOMENTS = (HALF_WRITTEN, HALF_PRODUCED, *(step.name for step in SealStep))
+"""Inside the two writes that take time, of the file and of the transaction's records, and after each step."""
+PRODUCED_BEFORE = 5
+"""Records of a transaction that are produced before it is half produced."""
 
 
 class InterruptedStore(ObjectStore):
@@ -49,10 +55,25 @@ def main(signal_name: str, moment: str, count: int) -> None:
             time.sleep(0.3)  # what was produced so far reaches the broker
             os.kill(os.getpid(), signal.Signals[signal_name])
 
+    produced = 0
+
     def on_step(step: SealStep) -> None:
+        nonlocal produced
+        produced = 0
         interrupt(step.name)
 
-    run(settings, store=InterruptedStore(settings.storage.root, interrupt), on_step=on_step)
+    produce = ShardCommitter._produce
+
+    def interrupted_produce(committer: ShardCommitter, outgoing: Any) -> None:
+        nonlocal produced
+        produce(committer, outgoing)
+        produced += 1
+        if produced == PRODUCED_BEFORE:
+            interrupt(HALF_PRODUCED)
+
+    store = InterruptedStore(settings.storage.root, interrupt)
+    with patch.object(ShardCommitter, "_produce", interrupted_produce):
+        run(settings, store=store, on_step=on_step)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from infra.clock import Deadline
 from infra.kafka.broker import LocalBroker
 from streams.events import ShardSealed
 from streams.shards import verify_shards
+from tests.integration.sealer_process import MOMENTS
 from tests.integration.sealer_stage import (
     TIMEOUT_S,
     Outcome,
@@ -34,7 +35,6 @@ def uninterrupted(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory)
     return uninterrupted_outcome(broker, tmp_path_factory.mktemp("uninterrupted"))
 
 
-MOMENTS = ["HALF_WRITTEN", *(step.name for step in SealStep)]
 KILLS = [(moment, count) for moment in MOMENTS for count in (1, 2, 4)]
 SAMPLE = random.Random(5).sample(KILLS, 2)
 

@@ -15,6 +15,7 @@ import pytest
 from infra.clock import Deadline
 from infra.kafka.broker import LocalBroker, start_broker
 from infra.settings import load_settings
+from tests.integration.sealer_process import MOMENTS
 from tests.integration.sealer_stage import (
     TIMEOUT_S,
     Outcome,
@@ -25,11 +26,9 @@ from tests.integration.sealer_stage import (
     uninterrupted_outcome,
     watch_event,
 )
-from workers.sealing import SealStep
 
 pytestmark = pytest.mark.integration
 
-MOMENTS = ("HALF_WRITTEN", *(step.name for step in SealStep))
 FAULTS = ("killed", "stopped", "beside", "zombie")
 CHUNKS = 4
 SCHEDULES = range(24)
