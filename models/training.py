@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from models.adapters import attach_adapters, fold
 from models.examples import IGNORED, Block, attention_mask
 from models.lrm import Lrm
 
@@ -33,6 +34,8 @@ class TrainingConfig:
     block_tokens: int = 256
     blocks_per_step: int = 4
     """Small steps: a model this small is short of updates, not of tokens."""
+    adapter_rank: int = 0
+    """Of low-rank adapters, beside which only the codes' embeddings learn; 0: all weights learn."""
 
     def __post_init__(self) -> None:
         if not 0 < self.round_learning_rate <= self.peak_learning_rate:
@@ -41,10 +44,22 @@ class TrainingConfig:
             )
 
 
+def prepare(lrm: Lrm, config: TrainingConfig, *, seed: int = 0) -> None:
+    """Put the model where it is trained, a GPU if there is one, and attach what the config asks for, once.
+
+    On a GPU the matrices are multiplied in bfloat16; the weights are float32 everywhere, so that small steps count.
+    """
+    if config.adapter_rank:
+        code_ids_C = torch.cat(lrm.level_token_ids)
+        attach_adapters(lrm.model, code_ids_C, rank=config.adapter_rank, seed=seed)
+    lrm.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def make_optimizer(lrm: Lrm, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights; only matrices decay."""
-    decayed = [parameter for parameter in lrm.model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in lrm.model.parameters() if parameter.ndim < 2]
+    """Return AdamW over all weights that learn; only matrices decay."""
+    learning = [parameter for parameter in lrm.model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in learning if parameter.ndim >= 2]
+    others = [parameter for parameter in learning if parameter.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups,
@@ -74,8 +89,11 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
     """
     longest = max(len(block.token_ids_T) for block in blocks)
 
+    device = lrm.model.device
+
     def stacked(values: Sequence[Tensor], fill: int) -> Tensor:
-        return torch.stack([pad(value, (0, longest - len(value)), value=fill) for value in values])
+        padded = [pad(value, (0, longest - len(value)), value=fill) for value in values]
+        return torch.stack(padded).to(device)
 
     labels_BT = stacked([block.labels_T for block in blocks], IGNORED)
     padded = [
@@ -87,14 +105,15 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
         )
         for block in blocks
     ]
-    hidden_BTD = lrm.model.base_model(
-        input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
-        position_ids=stacked([block.position_ids_T for block in blocks], 0),
-        attention_mask=torch.cat([attention_mask(block) for block in padded]),
-        use_cache=False,
-    ).last_hidden_state
     wanted_BT = labels_BT[:, 1:] != IGNORED
-    logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        hidden_BTD = lrm.model.base_model(
+            input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
+            position_ids=stacked([block.position_ids_T for block in blocks], 0),
+            attention_mask=torch.cat([attention_mask(block) for block in padded]).to(device),
+            use_cache=False,
+        ).last_hidden_state
+        logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
     return cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT])
 
 
@@ -110,7 +129,7 @@ def train_on(
     """Make one pass over the blocks and return the loss of each step.
 
     Args:
-        lrm: its weights change in place.
+        lrm: as `prepare` left it; its weights change in place, and adapters are folded into them at the end.
         optimizer: as `make_optimizer` returns it.
         blocks: in the order of training.
         config: batch size and clipping.
@@ -136,6 +155,7 @@ def train_on(
         if on_step is not None:
             on_step(step + 1, len(groups), losses[-1])
     lrm.model.eval()
+    fold(lrm.model)
     return losses
 
 
@@ -163,4 +183,4 @@ def restore_optimizer(lrm: Lrm, optimizer: torch.optim.AdamW, tensors: dict[str,
     named = dict(lrm.model.named_parameters())
     for key_and_name, value in tensors.items():
         key, name = key_and_name.split(":", 1)
-        optimizer.state[named[name]][key] = value.clone()
+        optimizer.state[named[name]][key] = value.to(named[name].device, copy=True)
