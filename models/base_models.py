@@ -76,8 +76,12 @@ def extended_lrm(
     return lrm
 
 
-def _load(base_model: str) -> tuple[PreTrainedModel, Any]:
-    """Return model and tokenizer as transformers has them."""
+def find_base_model(base_model: str) -> tuple[Path, dict[str, str]]:
+    """Return the folder of a base model, and what else transformers has to be told to read it.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     folder, options = Path(base_model), {}
     if base_model == SMOLLM2:
         found = importlib.util.find_spec(
@@ -93,6 +97,12 @@ def _load(base_model: str) -> tuple[PreTrainedModel, Any]:
             f"base model {base_model!r} is neither {NANO_MODEL} nor {SMOLLM2}, nor a folder with a config.json: "
             "give the path of a Hugging Face model's folder"
         )
+    return folder, options
+
+
+def _load(base_model: str) -> tuple[PreTrainedModel, Any]:
+    """Return model and tokenizer as transformers has them."""
+    folder, options = find_base_model(base_model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
         model = AutoModelForCausalLM.from_pretrained(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from models.semantic_id import SemanticIdSpace
@@ -51,6 +52,12 @@ def code_embeddings(
             drawn_KD = _turned(code_vectors[level], len(mean_D), generator)
         levels.append(drawn_KD * (1e-3 if start == "mean" else 1.0))
     return mean_D + torch.cat(levels) * deviation_D
+
+
+def read_code_vectors(quantizer_weights: bytes, space: SemanticIdSpace) -> list[Tensor]:
+    """Return each level's code vectors from a codebook's quantizer.safetensors, but for the disambiguation level."""
+    tensors = load(quantizer_weights)
+    return [tensors[f"codebook_{level}"] for level in range(len(space.codebook_sizes))]
 
 
 def _turned(vectors_KC: Tensor, hidden_size: int, generator: torch.Generator) -> Tensor:

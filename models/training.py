@@ -44,6 +44,18 @@ class TrainingConfig:
             )
 
 
+def pretrained_config() -> TrainingConfig:
+    """Return how a pretrained base is trained here: whole on a GPU, by adapters and code rows on a CPU.
+
+    The rates are lower than those of a model from scratch, so that the base keeps its language.
+    """
+    if torch.cuda.is_available():
+        return TrainingConfig(peak_learning_rate=2e-4, round_learning_rate=6e-5)
+    return TrainingConfig(
+        peak_learning_rate=1e-3, round_learning_rate=3e-4, weight_decay=0.0, adapter_rank=16
+    )
+
+
 def prepare(lrm: Lrm, config: TrainingConfig, *, seed: int = 0) -> None:
     """Put the model where it is trained, a GPU if there is one, and attach what the config asks for, once.
 
