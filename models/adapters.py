@@ -20,6 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from infra.errors import ConfigError
 
 ADAPTER = "default"
+CODE_ROWS = ".code_rows"  # how the names of their parameters end
 
 
 class CodeRowsEmbedding(nn.Module):
@@ -107,7 +108,7 @@ def plain_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if ".lora_" not in name and not name.endswith(".code_rows")
+        if ".lora_" not in name and not name.endswith(CODE_ROWS)
     }
 
 

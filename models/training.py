@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from models.adapters import attach_adapters, fold
+from models.adapters import CODE_ROWS, attach_adapters, fold
 from models.examples import IGNORED, Block, attention_mask
 from models.lrm import Lrm
 
@@ -36,6 +36,10 @@ class TrainingConfig:
     """Small steps: a model this small is short of updates, not of tokens."""
     adapter_rank: int = 0
     """Of low-rank adapters, beside which only the codes' embeddings learn; 0: all weights learn."""
+    code_rate: float = 1.0
+    """Learning rate of the codes' embeddings, in multiples of the adapters' beside them: codes are new, words not."""
+    bfloat16: bool = False
+    """Multiply matrices in bfloat16; weights and AdamW's state stay float32, so that small steps count."""
 
     def __post_init__(self) -> None:
         if not 0 < self.round_learning_rate <= self.peak_learning_rate:
@@ -50,17 +54,20 @@ def pretrained_config() -> TrainingConfig:
     The rates are lower than those of a model from scratch, so that the base keeps its language.
     """
     if torch.cuda.is_available():
-        return TrainingConfig(peak_learning_rate=2e-4, round_learning_rate=6e-5)
+        return TrainingConfig(peak_learning_rate=2e-4, round_learning_rate=6e-5, bfloat16=True)
+    able = torch.cpu.get_capabilities()
     return TrainingConfig(
-        peak_learning_rate=1e-3, round_learning_rate=3e-4, weight_decay=0.0, adapter_rank=16
+        peak_learning_rate=1e-3,
+        round_learning_rate=3e-4,
+        weight_decay=0.0,
+        blocks_per_step=2,
+        adapter_rank=16,
+        bfloat16=bool(able.get("avx512_bf16") or able.get("amx_bf16")),  # a step in half the time
     )
 
 
 def prepare(lrm: Lrm, config: TrainingConfig, *, seed: int = 0) -> None:
-    """Put the model where it is trained, a GPU if there is one, and attach what the config asks for, once.
-
-    On a GPU the matrices are multiplied in bfloat16; the weights are float32 everywhere, so that small steps count.
-    """
+    """Put the model where it is trained, a GPU if there is one, and attach what the config asks for, once."""
     if config.adapter_rank:
         code_ids_C = torch.cat(lrm.level_token_ids)
         attach_adapters(lrm.model, code_ids_C, rank=config.adapter_rank, seed=seed)
@@ -68,11 +75,18 @@ def prepare(lrm: Lrm, config: TrainingConfig, *, seed: int = 0) -> None:
 
 
 def make_optimizer(lrm: Lrm, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights that learn; only matrices decay."""
-    learning = [parameter for parameter in lrm.model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in learning if parameter.ndim >= 2]
-    others = [parameter for parameter in learning if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    """Return AdamW over all weights that learn; only matrices decay.
+
+    A group's `rate_share` is what `train_on` multiplies the learning rate of a step by.
+    """
+    named = [each for each in lrm.model.named_parameters() if each[1].requires_grad]
+    codes = [parameter for name, parameter in named if name.endswith(CODE_ROWS)]
+    others = [parameter for name, parameter in named if not name.endswith(CODE_ROWS)]
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in others if one.ndim >= 2], "rate_share": 1.0},
+        {"params": [one for one in others if one.ndim < 2], "rate_share": 1.0, "weight_decay": 0.0},
+        {"params": codes, "rate_share": config.code_rate},
+    ]
     return torch.optim.AdamW(
         groups,
         lr=config.round_learning_rate,
@@ -94,7 +108,7 @@ def initial_learning_rate(config: TrainingConfig, step: int, num_steps: int) -> 
     )
 
 
-def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
+def batch_loss(lrm: Lrm, blocks: Sequence[Block], *, bfloat16: bool = False) -> Tensor:
     """Return the mean cross-entropy, in nats, over the labelled tokens of some blocks.
 
     Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
@@ -118,7 +132,7 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
         for block in blocks
     ]
     wanted_BT = labels_BT[:, 1:] != IGNORED
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         hidden_BTD = lrm.model.base_model(
             input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
             position_ids=stacked([block.position_ids_T for block in blocks], 0),
@@ -157,8 +171,8 @@ def train_on(
     for step, group in enumerate(groups):
         rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
         for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        loss = batch_loss(lrm, group)
+            parameters["lr"] = rate * parameters["rate_share"]
+        loss = batch_loss(lrm, group, bfloat16=config.bfloat16)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
         optimizer.step()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,15 @@ def test_few_weights_learn(tmp_path: Path) -> None:
     assert all(".lora_" in name or name.endswith(".code_rows") for name in names)
     assert any("q_proj.lora_A" in name for name in names)
     assert "model.embed_tokens.code_rows" in names
+
+
+def test_bfloat16_learns_about_the_same_and_keeps_float32_weights(tmp_path: Path) -> None:
+    losses = []
+    for bfloat16 in (False, True):
+        lrm = tiny_extended(tmp_path / str(bfloat16))
+        config = replace(CONFIG, bfloat16=bfloat16)
+        prepare(lrm, config)
+        losses.append(train_on(lrm, make_optimizer(lrm, config), some_blocks(lrm), config)[-1])
+        assert {one.dtype for one in lrm.model.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
