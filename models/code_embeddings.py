@@ -18,6 +18,9 @@ from torch import Tensor
 from models.semantic_id import SemanticIdSpace
 
 Start = Literal["codebook", "mean", "random"]
+SPREAD = 0.3
+"""Deviation of the codes' rows, of that of the known ones. At 1, codes take a tenth of a nat from every English word,
+before anything is learned, and after 100 steps they told less of held-out films; at 0.3 they take nothing."""
 
 
 def code_embeddings(
@@ -28,7 +31,7 @@ def code_embeddings(
     start: Start = "codebook",
     seed: int = 0,
 ) -> Tensor:
-    """Return a row per code token, level by level, with about the known rows' mean and deviation.
+    """Return a row per code token, level by level, around the known rows' mean, at `SPREAD` of their deviation.
 
     `codebook` turns each level's code vectors by a random rotation of its own, so that distances stay and levels
     differ; the disambiguation level, which has no code vectors, is `random`. `mean` gives all codes the mean of the
@@ -50,7 +53,7 @@ def code_embeddings(
         drawn_KD = torch.randn(size, len(mean_D), generator=generator)
         if start == "codebook" and level < len(code_vectors):
             drawn_KD = _turned(code_vectors[level], len(mean_D), generator)
-        levels.append(drawn_KD * (1e-3 if start == "mean" else 1.0))
+        levels.append(drawn_KD * (1e-3 if start == "mean" else SPREAD))
     return mean_D + torch.cat(levels) * deviation_D
 
 
