@@ -1,4 +1,4 @@
-"""The wall clock in the two units we use; knows nothing of event time, which travels on events."""
+"""The wall clock in the two units we use, budgets and laps; knows nothing of event time, which travels on events."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ class Deadline:
     def expired(self) -> bool:
         """Return whether the budget is spent."""
         return self.remaining_s() == 0.0
+
+
+class Laps:
+    """Where the seconds of a job went: each lap is the time since the one before, and laps of a name add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._before = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Count the time since the last lap's end, or since the start, for this name."""
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._before
+        self._before = now

@@ -230,6 +230,10 @@ class Settings(_Group):
 
     var_dir: Path = Field(Path("var"), description="everything a local run writes")
     seed: int = Field(0, description="seed of every random choice")
+    bench_budget: Literal["cpu", "full"] = Field(
+        "cpu",
+        description="what the quality benchmark may spend: under an hour of two cores, or a day",
+    )
     kafka: KafkaSettings = KafkaSettings()
     storage: StorageSettings = StorageSettings()
     uploads: UploadSettings = UploadSettings()

@@ -1,6 +1,6 @@
 """Training examples for the LRM, and packing them without padding; knows nothing of optimizers or where rows come from.
 
-Shape suffixes: T tokens of a packed block.
+Shape suffixes: B blocks of a step, T tokens of a packed block.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from models.lrm import Lrm
 from models.prompts import (
@@ -26,6 +27,9 @@ from models.prompts import (
 from models.tasks import VIDEO_TASKS, Recipe, Text, render_related, watch_texts
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+HIDDEN = torch.finfo(
+    torch.float32
+).min  # minus infinity would be no number where a row has nothing else
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,20 @@ class Block:
     labels_T: Tensor
     position_ids_T: Tensor
     segment_T: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The blocks of a step side by side, as a model reads them.
+
+    Shapes: token_ids_BT, labels_BT, position_ids_BT int64; mask_B1TT float32: added to the attention's scores, 0 where
+    a token (third axis) sees another (fourth), within its own example and not behind it.
+    """
+
+    token_ids_BT: Tensor
+    labels_BT: Tensor
+    position_ids_BT: Tensor
+    mask_B1TT: Tensor
 
 
 @dataclass(frozen=True)
@@ -163,14 +181,22 @@ def _block(members: Sequence[Example], block_tokens: int) -> Block:
     return Block(*(torch.tensor(values) for values in (token_ids, labels, positions, segments)))
 
 
-def attention_mask(block: Block) -> Tensor:
-    """Return which token sees which: causal, within its own example.
+def collate(blocks: Sequence[Block], *, pad_token_id: int) -> Batch:
+    """Return the blocks below each other, the shorter ones filled up on the right with what is not learned."""
+    longest = max(len(block.token_ids_T) for block in blocks)
 
-    Shapes: [1, 1, T, T] bool.
-    """
-    segment_T = block.segment_T
-    same_TT = segment_T[:, None] == segment_T[None, :]
-    return torch.tril(same_TT)[None, None]
+    def stacked(values: Iterable[Tensor], fill: int) -> Tensor:
+        return torch.stack([pad(value, (0, longest - len(value)), value=fill) for value in values])
+
+    segment_BT = stacked((block.segment_T for block in blocks), -1)
+    hidden_BTT = torch.tril(segment_BT[:, :, None] == segment_BT[:, None, :]).logical_not()
+    mask_BTT = torch.zeros(hidden_BTT.shape).masked_fill_(hidden_BTT, HIDDEN)
+    return Batch(
+        token_ids_BT=stacked((block.token_ids_T for block in blocks), pad_token_id),
+        labels_BT=stacked((block.labels_T for block in blocks), IGNORED),
+        position_ids_BT=stacked((block.position_ids_T for block in blocks), 0),
+        mask_B1TT=mask_BTT[:, None],
+    )
 
 
 def describe_texts(videos: Iterable[VideoLike]) -> Iterator[str]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from models.adapters import CODE_ROWS, attach_adapters, fold
-from models.examples import IGNORED, Block, attention_mask
+from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm
+from models.training_kernels import training_kernels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,30 +114,15 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block], *, bfloat16: bool = False) -> 
 
     Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
     """
-    longest = max(len(block.token_ids_T) for block in blocks)
-
     device = lrm.model.device
-
-    def stacked(values: Sequence[Tensor], fill: int) -> Tensor:
-        padded = [pad(value, (0, longest - len(value)), value=fill) for value in values]
-        return torch.stack(padded).to(device)
-
-    labels_BT = stacked([block.labels_T for block in blocks], IGNORED)
-    padded = [
-        Block(
-            block.token_ids_T,
-            block.labels_T,
-            block.position_ids_T,
-            pad(block.segment_T, (0, longest - len(block.segment_T)), value=-1),
-        )
-        for block in blocks
-    ]
+    batch = collate(blocks, pad_token_id=lrm.pad_token_id)
+    labels_BT = batch.labels_BT.to(device)
     wanted_BT = labels_BT[:, 1:] != IGNORED
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         hidden_BTD = lrm.model.base_model(
-            input_ids=stacked([block.token_ids_T for block in blocks], lrm.pad_token_id),
-            position_ids=stacked([block.position_ids_T for block in blocks], 0),
-            attention_mask=torch.cat([attention_mask(block) for block in padded]).to(device),
+            input_ids=batch.token_ids_BT.to(device),
+            position_ids=batch.position_ids_BT.to(device),
+            attention_mask=batch.mask_B1TT.to(device),
             use_cache=False,
         ).last_hidden_state
         logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
@@ -168,18 +154,19 @@ def train_on(
     ]
     losses = []
     lrm.model.train()
-    for step, group in enumerate(groups):
-        rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate * parameters["rate_share"]
-        loss = batch_loss(lrm, group, bfloat16=config.bfloat16)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-        if on_step is not None:
-            on_step(step + 1, len(groups), losses[-1])
+    with training_kernels(lrm.model):
+        for step, group in enumerate(groups):
+            rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate * parameters["rate_share"]
+            loss = batch_loss(lrm, group, bfloat16=config.bfloat16)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            if on_step is not None:
+                on_step(step + 1, len(groups), losses[-1])
     lrm.model.eval()
     fold(lrm.model)
     return losses
@@ -188,10 +175,11 @@ def train_on(
 @torch.inference_mode()
 def evaluate_loss(lrm: Lrm, blocks: Sequence[Block], *, blocks_per_step: int = 8) -> float:
     """Return the mean loss over blocks without learning from them; the mean is over groups of blocks."""
-    losses = [
-        float(batch_loss(lrm, blocks[start : start + blocks_per_step]))
-        for start in range(0, len(blocks), blocks_per_step)
-    ]
+    with training_kernels(lrm.model):
+        losses = [
+            float(batch_loss(lrm, blocks[start : start + blocks_per_step]))
+            for start in range(0, len(blocks), blocks_per_step)
+        ]
     return sum(losses) / max(1, len(losses))
 
 

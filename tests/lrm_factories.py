@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
+from models.examples import Example, text_examples
 from models.lrm import TINY, Lrm, build_lrm
 from models.semantic_id import SemanticId, SemanticIdSpace
+from models.tasks import Recipe, video_texts
 from streams.shards import NewWatch, ShardRow
 from workers.training_actor import Video
 
@@ -35,6 +38,12 @@ def tiny_lrm(seed: int = 0) -> Lrm:
     """Return an untrained LRM over `some_videos`."""
     texts = [f"{video.title} Drama 100% 60s\nhome: watch_next:" for video in some_videos().values()]
     return build_lrm(texts * 4, SPACE, config=TINY, seed=seed)
+
+
+def video_examples(lrm: Lrm, count: int | None = None) -> list[Example]:
+    """Return the first texts about `some_videos`, or all of them."""
+    texts = video_texts(some_videos().values(), Recipe(), random.Random(0))
+    return text_examples(lrm, texts)[:count]
 
 
 def new_watch(video_id: str, *, at_ms: int = 0, surface: str = "home") -> NewWatch:

@@ -108,7 +108,7 @@ def initial_fit(
     anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
     held_out = {id(row) for row in anchors}
     learned = [row for row in rows if id(row) not in held_out]
-    lrm = pretrained or build_lrm(_texts(learned, videos), space, config=config.lrm, seed=seed)
+    lrm = pretrained or build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
     losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
@@ -165,7 +165,7 @@ def _fit(
     )
 
 
-def _texts(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
+def texts_of(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
     """Yield what the BPE is trained on: the catalogue's words, and the lines of some histories without their codes."""
     yield from describe_texts(videos.values())
     for row in rows[:2000]:

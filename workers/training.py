@@ -174,6 +174,7 @@ class TrainingLoop:
             if (recall := outcome.metrics.get(f"prequential_recall_at_10{suffix}")) is not None:
                 metrics.PREQUENTIAL_RECALL.labels(earlier_watches).set(recall)
         measured = {name: round(value, 4) for name, value in outcome.metrics.items()}
+        laps = {f"{name}_s": round(seconds, 2) for name, seconds in outcome.laps_s.items()}
         log.info(
             f"checkpoint_{verdict}",
             model_version=outcome.model_version,
@@ -181,6 +182,7 @@ class TrainingLoop:
             seconds=round(outcome.seconds, 2),
             reason=outcome.refused,
             **measured,
+            **laps,
         )
         if not outcome.refused:
             self._announce(

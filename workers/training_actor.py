@@ -17,6 +17,7 @@ import ray
 import torch
 
 from infra import log
+from infra.clock import Laps
 from infra.errors import GateError
 from infra.settings import Settings
 from infra.storage import ObjectStore
@@ -83,7 +84,10 @@ class RoundTask:
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What came of a round; `refused` names the gate's reason, or is empty."""
+    """What came of a round; `refused` names the gate's reason, or is empty.
+
+    `laps_s` says where the seconds went, by part: those of `RoundResult`, and "checkpoint".
+    """
 
     model_version: int
     path: str
@@ -91,6 +95,7 @@ class RoundOutcome:
     metrics: dict[str, float]
     newest_event_time_ms: int
     seconds: float
+    laps_s: dict[str, float]
     refused: str
 
 
@@ -140,15 +145,17 @@ class LrmTrainer:
         limits = RoundLimits(training.replay_share, training.evaluate_max)
         refused = ""
         try:
-            metrics = run_round(self._state, new, limits).metrics
+            result = run_round(self._state, new, limits)
+            metrics, laps = result.metrics, result.laps
         except GateError as error:
-            refused, metrics = str(error), {}
+            refused, metrics, laps = str(error), {}, Laps()
             self._load_newest()  # the weights from before, the positions from after: these shards are not retried
             self._state.forget(self._videos, task.erased_users)
             self._state.model_version += 1
         metrics["watches_left_out"] = float(task.watches_left_out)
         self._state.positions = task.positions
         sha256 = self._save(task, metrics, refused)
+        laps.end("checkpoint")
         return RoundOutcome(
             model_version=self._state.model_version,
             path=checkpoint_key(self._model_name, self._state.model_version),
@@ -156,6 +163,7 @@ class LrmTrainer:
             metrics=metrics,
             newest_event_time_ms=self._state.newest_event_time_ms,
             seconds=time.monotonic() - started,
+            laps_s=laps.seconds,
             refused=refused,
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from infra.clock import Laps
 from infra.errors import GateError
 from models.evaluation import ndcg_at_k, recall_at_k
 from models.examples import (
@@ -66,10 +67,11 @@ class RoundLimits:
 
 @dataclass
 class RoundResult:
-    """What a round measured."""
+    """What a round measured; the laps are "score", "examples", "train" and "gates"."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    laps: Laps = field(default_factory=Laps)
 
 
 def behaviours(rows: Iterable[ShardRow]) -> list[Behaviour]:
@@ -86,6 +88,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
     result = RoundResult()
     state.forget(new.videos, new.erased_users)
     result.metrics |= prequential(state, new, limits.evaluate_max)
+    result.laps.end("score")
     unknown = sum(watch.video_id not in new.videos for row in new.rows for watch in row.watches)
     result.metrics["unknown_video_watches"] = float(unknown)
     blocks = pack(
@@ -93,7 +96,9 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
         block_tokens=state.config.block_tokens,
         rng=state.rng,
     )
+    result.laps.end("examples")
     result.losses = train_on(state.lrm, state.optimizer, blocks, state.config)
+    result.laps.end("train")
     state.steps += len(result.losses)
     state.model_version += 1
     for row in new.rows:
@@ -108,6 +113,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
     }
     state.anchor_loss = pass_gates(state, result.losses, new.videos)
     result.metrics["anchor_loss"] = state.anchor_loss
+    result.laps.end("gates")
     return result
 
 

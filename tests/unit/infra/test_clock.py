@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.clock import Deadline, now_ms
+from infra.clock import Deadline, Laps, now_ms
 
 
 class FakeMonotonic:
@@ -39,3 +39,10 @@ def test_deadline_is_expired_once_nothing_remains(monotonic: FakeMonotonic) -> N
 def test_now_is_whole_milliseconds_since_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.clock.time.time_ns", lambda: 1_234_567_890_123)
     assert now_ms() == 1_234_567
+
+
+def test_laps_of_one_name_add_up_and_leave_no_time_out(monotonic: FakeMonotonic) -> None:
+    laps = Laps()
+    for monotonic.now_s, name in ((51.0, "train"), (53.0, "save"), (57.0, "train")):
+        laps.end(name)
+    assert laps.seconds == {"train": 5.0, "save": 2.0}
