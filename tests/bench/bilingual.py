@@ -25,11 +25,11 @@ from infra.storage import ObjectStore
 from models.base_models import SMOLLM2, extended_lrm
 from models.code_embeddings import Start, read_code_vectors
 from models.encoders import Encoders
-from models.examples import pack, text_examples
+from models.examples import IGNORED, Example, pack, text_examples
 from models.lrm import Lrm
 from models.quantizer import QuantizerConfig
 from models.semantic_id import SemanticId, SemanticIdSpace
-from models.tasks import VIDEO_TASKS, Recipe, video_texts
+from models.tasks import VIDEO_TASKS, Recipe, Text, video_texts
 from models.training import (
     initial_learning_rate,
     make_optimizer,
@@ -46,8 +46,8 @@ from workers.catalogue_encoding import encode_catalogue, publish_encoders
 from workers.training_actor import Video
 
 FILMS, FILMS_MIN, HELD_OUT_SHARE, ASKED = 9742, 600, 0.1, 300
-LEARNED_TEXTS = 9000
-RECIPE = Recipe(video_tasks={"interest": 1.0, "topics": 1.0, "title": 0.1})
+LEARNED_TEXTS = 5000
+RECIPE = Recipe(video_tasks={"interest": 1.0, "topics": 0.5})
 EXAMPLES = 3
 ANSWER_TOKENS = 4  # enough for any genre and the word behind it
 SEED = 0
@@ -125,8 +125,8 @@ def learn(lrm: Lrm, films: Films, *, num_texts: int) -> list[float]:
     config, rng = pretrained_config(), random.Random(SEED)
     prepare(lrm, config, seed=SEED)
     texts = list(video_texts(films.learned, RECIPE, rng))
-    examples = text_examples(lrm, rng.sample(texts, min(num_texts, len(texts))))
-    blocks = pack(examples, block_tokens=config.block_tokens, rng=rng)
+    lines = _pages(lrm, rng.sample(texts, min(num_texts, len(texts))))
+    blocks = pack(lines, block_tokens=config.block_tokens, rng=rng)
     return train_on(
         lrm,
         make_optimizer(lrm, config),
@@ -135,6 +135,22 @@ def learn(lrm: Lrm, films: Films, *, num_texts: int) -> list[float]:
         learning_rate=lambda step, steps: initial_learning_rate(config, step, steps),
         on_step=lambda step, steps, loss: _say(f"learning, loss {loss:.2f}", step / steps),
     )
+
+
+def _pages(lrm: Lrm, texts: Sequence[Text]) -> list[Example]:
+    """Return the texts a few to an example, a line each, as the questions will be: only answers are learned."""
+    line_end = tuple(lrm.encode("\n"))
+    unlearned = (IGNORED,) * len(line_end)
+    pages = []
+    for start in range(0, len(texts), EXAMPLES + 1):
+        lines = text_examples(lrm, texts[start : start + EXAMPLES + 1])
+        pages.append(
+            Example(
+                tuple(one for line in lines for one in (*line.token_ids[:-1], *line_end)),
+                tuple(one for line in lines for one in (*line.labels[:-1], *unlearned)),
+            )
+        )
+    return pages
 
 
 @torch.inference_mode()
