@@ -89,3 +89,20 @@ def test_bfloat16_learns_about_the_same_and_keeps_float32_weights(tmp_path: Path
         assert {one.dtype for one in lrm.model.parameters()} == {torch.float32}
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_code_rows_learn_at_a_rate_of_their_own(tmp_path: Path) -> None:
+    moved = []
+    for code_rate in (1.0, 10.0):
+        lrm = tiny_extended(tmp_path / str(code_rate))
+        config = replace(CONFIG, code_rate=code_rate, round_learning_rate=1e-4)
+        prepare(lrm, config)
+        rows = lrm.model.get_input_embeddings().code_rows
+        before = rows.detach().clone()
+        train_on(
+            lrm, make_optimizer(lrm, config), some_blocks(lrm)[: config.blocks_per_step], config
+        )
+        moved.append(float((rows.detach() - before).abs().max()))
+    assert moved[1] == pytest.approx(
+        10 * moved[0], rel=0.01
+    )  # one step of AdamW is as long as its rate
