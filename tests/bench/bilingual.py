@@ -2,7 +2,7 @@
 
 A tenth of the films is held out of everything that is fitted: of the codebook and of the model. Of such a film the
 model is given the codes, behind a few films that it knows, and is to say whom it is interesting to: the film's first
-genre. Chance is drawing a genre by how often it comes first. Takes a quarter of an hour on one core, of which most is
+genre. Chance is drawing a genre by how often it comes first. Takes ten minutes on one core, of which most is
 training; `BENCH_SCALE=0.05` tries it small, and says nothing.
 """
 
