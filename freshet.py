@@ -16,7 +16,7 @@ import typer
 from confluent_kafka import KafkaException
 
 from infra.errors import ConfigError, FreshetError
-from infra.settings import Settings, load_settings
+from infra.settings import Settings, load_settings, with_values
 from workers.operations import dead_letters, sids
 from workers.shard_operations import shards, users
 
@@ -101,7 +101,13 @@ def bootstrap(
             help="What is learned from: the earliest watches, or with --codebook-only the earliest videos.",
         ),
     ] = 0.8,
-    model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="Of a base model nano: nano, or tiny for a quick look.")
+    ] = "nano",
+    base_model: Annotated[
+        str,
+        typer.Option(help="nano, smollm2-135m or a folder; empty is FRESHET_TRAINING__BASE_MODEL."),
+    ] = "",
     quantizer: Annotated[
         str, typer.Option(help="rqvae, or rkmeans for residual k-means.")
     ] = "rqvae",
@@ -141,7 +147,10 @@ def bootstrap(
         if_missing=if_missing,
         model=model,
     )
-    run_bootstrap(_settings(), options, Console())
+    settings = _settings()
+    if base_model:
+        settings = with_values(settings, training__base_model=base_model)
+    run_bootstrap(settings, options, Console())
 
 
 @app.command()

@@ -118,6 +118,10 @@ class WatchSettings(_Group):
 class TrainingSettings(_Group):
     """The training loop."""
 
+    base_model: str = Field(
+        "nano",
+        description="what `freshet bootstrap` begins with: nano, smollm2-135m, or a folder of a Hugging Face causal LM",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of the training actor")
     round_watches_max: int = Field(
         10_000, ge=1, description="watches after which a round takes no further shard"

@@ -26,6 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from infra.errors import VersionMismatchError
 from infra.storage import sha256_of
+from models.adapters import plain_weights
 from models.semantic_id import SemanticIdSpace
 from models.vocabulary import EOS, PAD, level_token_ids, train_tokenizer
 
@@ -75,16 +76,18 @@ class Lrm:
     space: SemanticIdSpace
     history_max: int
     level_token_ids: tuple[Tensor, ...]
+    pad_token: str = PAD
+    eos_token: str = EOS
 
     @property
     def pad_token_id(self) -> int:
         """The token id that fills the left of a batch."""
-        return _token_id(self.tokenizer, PAD)
+        return _token_id(self.tokenizer, self.pad_token)
 
     @property
     def eos_token_id(self) -> int:
         """The token id that ends a training text."""
-        return _token_id(self.tokenizer, EOS)
+        return _token_id(self.tokenizer, self.eos_token)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a rendered text."""
@@ -123,30 +126,46 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
         raise VersionMismatchError(
-            f"the tokenizer has no token {token}; a base model needs {PAD} and {EOS}"
+            f"the tokenizer has no token {token}, which {SIDECAR} names as the one that pads or ends a text"
         )
     return token_id
 
 
 def assemble(
-    model: PreTrainedModel, tokenizer: Tokenizer, space: SemanticIdSpace, *, history_max: int
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    space: SemanticIdSpace,
+    *,
+    history_max: int,
+    pad_token: str = PAD,
+    eos_token: str = EOS,
 ) -> Lrm:
     """Join the parts of an LRM, in evaluation mode."""
     model.eval()
-    return Lrm(model, tokenizer, space, history_max, level_token_ids(tokenizer, space))
+    token_ids = level_token_ids(tokenizer, space)
+    return Lrm(model, tokenizer, space, history_max, token_ids, pad_token, eos_token)
 
 
 def save_lrm(lrm: Lrm, directory: Path, *, notes: dict[str, Any] | None = None) -> str:
-    """Write the LRM into an existing or new folder and return its weights' sha256; not atomic by itself."""
+    """Write the LRM into an existing or new folder and return its weights' sha256; not atomic by itself.
+
+    Adapters are folded into the weights, here as in the model at hand.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    lrm.model.save_pretrained(directory, safe_serialization=True)
+    lrm.model.save_pretrained(directory, state_dict=plain_weights(lrm.model))
     PreTrainedTokenizerFast(
         tokenizer_object=lrm.tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
+        pad_token=lrm.pad_token,
+        eos_token=lrm.eos_token,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)
-    sidecar = {"space": asdict(lrm.space), "history_max": lrm.history_max, "notes": notes or {}}
+    sidecar = {
+        "space": asdict(lrm.space),
+        "history_max": lrm.history_max,
+        "pad_token": lrm.pad_token,
+        "eos_token": lrm.eos_token,
+        "notes": notes or {},
+    }
     (directory / SIDECAR).write_text(json.dumps(sidecar, indent=1, sort_keys=True))
     return sha256_of(directory / WEIGHTS)
 
@@ -188,4 +207,11 @@ def load_lrm(
     )
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         raise VersionMismatchError(f"checkpoint {directory.name} has weights that are not finite")
-    return assemble(model, tokenizer, space, history_max=sidecar["history_max"])
+    return assemble(
+        model,
+        tokenizer,
+        space,
+        history_max=sidecar["history_max"],
+        pad_token=sidecar.get("pad_token", PAD),  # older ones had no other
+        eos_token=sidecar.get("eos_token", EOS),
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from models.adapters import CODE_ROWS, attach_adapters, fold
 from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm
 from models.training_kernels import training_kernels
@@ -34,6 +35,12 @@ class TrainingConfig:
     block_tokens: int = 256
     blocks_per_step: int = 4
     """Small steps: a model this small is short of updates, not of tokens."""
+    adapter_rank: int = 0
+    """Of low-rank adapters, beside which only the codes' embeddings learn; 0: all weights learn."""
+    code_rate: float = 1.0
+    """Learning rate of the codes' embeddings, in multiples of the adapters' beside them: codes are new, words not."""
+    bfloat16: bool = False
+    """Multiply matrices in bfloat16; weights and AdamW's state stay float32, so that small steps count."""
 
     def __post_init__(self) -> None:
         if not 0 < self.round_learning_rate <= self.peak_learning_rate:
@@ -42,11 +49,46 @@ class TrainingConfig:
             )
 
 
+def pretrained_config() -> TrainingConfig:
+    """Return how a pretrained base is trained here: whole on a GPU, by adapters and code rows on a CPU.
+
+    The rates are lower than those of a model from scratch, so that the base keeps its language.
+    """
+    if torch.cuda.is_available():
+        return TrainingConfig(peak_learning_rate=2e-4, round_learning_rate=6e-5, bfloat16=True)
+    able = torch.cpu.get_capabilities()
+    return TrainingConfig(
+        peak_learning_rate=1e-3,
+        round_learning_rate=3e-4,
+        weight_decay=0.0,
+        blocks_per_step=1,
+        adapter_rank=16,
+        code_rate=10.0,  # at 30 their rows grow so long that they take the place of English words
+        bfloat16=bool(able.get("avx512_bf16") or able.get("amx_bf16")),  # a step in half the time
+    )
+
+
+def prepare(lrm: Lrm, config: TrainingConfig, *, seed: int = 0) -> None:
+    """Put the model where it is trained, a GPU if there is one, and attach what the config asks for, once."""
+    if config.adapter_rank:
+        code_ids_C = torch.cat(lrm.level_token_ids)
+        attach_adapters(lrm.model, code_ids_C, rank=config.adapter_rank, seed=seed)
+    lrm.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def make_optimizer(lrm: Lrm, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights; only matrices decay."""
-    decayed = [parameter for parameter in lrm.model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in lrm.model.parameters() if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    """Return AdamW over all weights that learn; only matrices decay.
+
+    A group's `rate_share` is what `train_on` multiplies the learning rate of a step by.
+    """
+    named = [each for each in lrm.model.named_parameters() if each[1].requires_grad]
+    codes = [parameter for name, parameter in named if name.endswith(CODE_ROWS)]
+    others = [parameter for name, parameter in named if not name.endswith(CODE_ROWS)]
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in others if one.ndim >= 2], "rate_share": 1.0},
+        {"params": [one for one in others if one.ndim < 2], "rate_share": 1.0, "weight_decay": 0.0},
+        {"params": codes, "rate_share": config.code_rate},
+    ]
     return torch.optim.AdamW(
         groups,
         lr=config.round_learning_rate,
@@ -68,21 +110,24 @@ def initial_learning_rate(config: TrainingConfig, step: int, num_steps: int) -> 
     )
 
 
-def batch_loss(lrm: Lrm, blocks: Sequence[Block]) -> Tensor:
+def batch_loss(lrm: Lrm, blocks: Sequence[Block], *, bfloat16: bool = False) -> Tensor:
     """Return the mean cross-entropy, in nats, over the labelled tokens of some blocks.
 
     Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
     """
+    device = lrm.model.device
     batch = collate(blocks, pad_token_id=lrm.pad_token_id)
-    hidden_BTD = lrm.model.base_model(
-        input_ids=batch.token_ids_BT,
-        position_ids=batch.position_ids_BT,
-        attention_mask=batch.mask_B1TT,
-        use_cache=False,
-    ).last_hidden_state
-    wanted_BT = batch.labels_BT[:, 1:] != IGNORED
-    logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
-    return cross_entropy(logits_NV.float(), batch.labels_BT[:, 1:][wanted_BT])
+    labels_BT = batch.labels_BT.to(device)
+    wanted_BT = labels_BT[:, 1:] != IGNORED
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        hidden_BTD = lrm.model.base_model(
+            input_ids=batch.token_ids_BT.to(device),
+            position_ids=batch.position_ids_BT.to(device),
+            attention_mask=batch.mask_B1TT.to(device),
+            use_cache=False,
+        ).last_hidden_state
+        logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
+    return cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT])
 
 
 def train_on(
@@ -97,7 +142,7 @@ def train_on(
     """Make one pass over the blocks and return the loss of each step.
 
     Args:
-        lrm: its weights change in place.
+        lrm: as `prepare` left it; its weights change in place, and adapters are folded into them at the end.
         optimizer: as `make_optimizer` returns it.
         blocks: in the order of training.
         config: batch size and clipping.
@@ -114,8 +159,8 @@ def train_on(
         for step, group in enumerate(groups):
             rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
             for parameters in optimizer.param_groups:
-                parameters["lr"] = rate
-            loss = batch_loss(lrm, group)
+                parameters["lr"] = rate * parameters["rate_share"]
+            loss = batch_loss(lrm, group, bfloat16=config.bfloat16)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
             optimizer.step()
@@ -124,6 +169,7 @@ def train_on(
             if on_step is not None:
                 on_step(step + 1, len(groups), losses[-1])
     lrm.model.eval()
+    fold(lrm.model)
     return losses
 
 
@@ -152,4 +198,4 @@ def restore_optimizer(lrm: Lrm, optimizer: torch.optim.AdamW, tensors: dict[str,
     named = dict(lrm.model.named_parameters())
     for key_and_name, value in tensors.items():
         key, name = key_and_name.split(":", 1)
-        optimizer.state[named[name]][key] = value.clone()
+        optimizer.state[named[name]][key] = value.to(named[name].device, copy=True)

@@ -7,12 +7,9 @@ costs a minute. Started again, it fits the next codebook_version and begins anew
 
 from __future__ import annotations
 
-import math
-import random
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,20 +18,8 @@ from infra.clock import now_ms
 from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.storage import ObjectStore
-from models.examples import (
-    Block,
-    behaviour_examples,
-    describe_texts,
-    pack,
-    text_examples,
-    watch_text_examples,
-)
-from models.lrm import NANO, Lrm, LrmConfig, build_lrm
-from models.prompts import render_history, render_semantic_id
+from models.base_models import NANO_MODEL, find_base_model
 from models.quantizer import QuantizerConfig
-from models.semantic_id import SemanticIdSpace
-from models.tasks import Recipe, video_texts
-from models.training import TrainingConfig, initial_learning_rate, train_on
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
@@ -48,28 +33,11 @@ from streams.topics import CHECKPOINTS, HISTORIES, SEMANTIC_IDS
 from workers.bootstrap_assigning import assign
 from workers.bootstrap_codebook import fit_codebook
 from workers.bootstrap_data import Later, catalogue_of
+from workers.bootstrap_lrm import BootstrapConfig, Progress, initial_fit, pretrained_lrm
 from workers.training_actor import Video
-from workers.training_round import behaviours, loss_on
-from workers.training_state import TrainingState, checkpoint_key, new_state, save_state
+from workers.training_state import TrainingState, checkpoint_key, save_state
 
-Progress = Callable[[str, float], None]
 WATCHES_PER_ROW = 25
-ANCHOR_ROWS = 64
-PROBE_STEPS = 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class BootstrapConfig:
-    """How much is spent on the first LRM."""
-
-    lrm: LrmConfig = NANO
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    epochs: int = 2
-    metadata_share: float = 0.1
-    """Share of all texts about videos in each epoch."""
-    recipe: Recipe = field(default_factory=Recipe)
-    fit_max_s: float = 100.0
-    """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +65,7 @@ def bootstrap(
     """Fit, assign, and train on the timeline; publish all of it.
 
     Args:
-        settings: name the cluster, the object store and the seed.
+        settings: name the cluster, the object store, the base model and the seed.
         timeline: the past; the only thing that is learned from.
         config: of the LRM's fit.
         quantizer: of the codebook's fit.
@@ -108,9 +76,12 @@ def bootstrap(
     Blocks: for minutes; `progress` is told (stage, share done).
 
     Raises:
-        ConfigError: the timeline holds too little to fit a codebook or a model.
+        ConfigError: the timeline holds too little to fit a codebook or a model, or the base model cannot be used.
     """
     config = config or BootstrapConfig()
+    if settings.training.base_model != NANO_MODEL:
+        find_base_model(settings.training.base_model)  # before anything that takes minutes
+        config = config.for_pretrained()
     torch.set_num_threads(max(settings.training.threads, torch.get_num_threads()))
     uploads = catalogue_of(timeline)
     watches = timeline.watches()
@@ -127,7 +98,13 @@ def bootstrap(
     _publish_histories(settings, watches)
     rows = list(rows_of(watches, codebook.manifest.codebook_version))
     state, losses = initial_fit(
-        rows, videos, codebook.manifest.space, config, seed=settings.seed, progress=progress
+        rows,
+        videos,
+        codebook.manifest.space,
+        config,
+        seed=settings.seed,
+        pretrained=pretrained_lrm(settings, codebook.manifest),
+        progress=progress,
     )
     sha256 = _promote(settings, state)
     return Bootstrapped(
@@ -184,93 +161,6 @@ def _new_watch(watch: WatchEvent) -> NewWatch:
         query=watch.query,
         append_time_ms=0,
     )
-
-
-def initial_fit(
-    rows: list[ShardRow],
-    videos: dict[str, Video],
-    space: SemanticIdSpace,
-    config: BootstrapConfig,
-    *,
-    seed: int,
-    progress: Progress = lambda stage, share: None,
-) -> tuple[TrainingState, list[float]]:
-    """Return a trained state at model_version 1, and the loss of each step.
-
-    Some rows are anchors, drawn at random: held out here and ever after, so that the gates can see forgetting.
-    """
-    progress("vocabulary", 0.0)
-    rng = random.Random(seed)
-    anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
-    held_out = {id(row) for row in anchors}
-    learned = [row for row in rows if id(row) not in held_out]
-    lrm = build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
-    state = new_state(lrm, config.training, seed=seed)
-    state.anchor_rows = anchors
-    losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
-    for row in learned:
-        state.reservoir.add(row, state.rng)
-        newest = max(watch.event_time_ms for watch in row.watches)
-        state.newest_event_time_ms = max(state.newest_event_time_ms, newest)
-    state.model_version, state.steps = 1, len(losses)
-    state.anchor_loss = loss_on(state, anchors, videos)
-    return state, losses
-
-
-def _blocks(
-    lrm: Lrm,
-    rows: Sequence[ShardRow],
-    videos: dict[str, Video],
-    config: BootstrapConfig,
-    rng: random.Random,
-) -> list[Block]:
-    behaviour = behaviour_examples(lrm, behaviours(rows), videos)
-    metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
-    blocks = []
-    for _ in range(config.epochs):
-        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
-        drawn += watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng)
-        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
-    return blocks
-
-
-def _fit(
-    state: TrainingState, blocks: list[Block], config: BootstrapConfig, progress: Progress
-) -> list[float]:
-    """Train on the blocks, or on as many as `fit_max_s` allows, judged by the first few steps."""
-    training = config.training
-    size = training.blocks_per_step
-    num_steps = math.ceil(len(blocks) / size)
-    head = blocks[: PROBE_STEPS * size]
-
-    def rate(done: int) -> Callable[[int, int], float]:
-        return lambda step, _: initial_learning_rate(training, done + step, num_steps)
-
-    started = time.monotonic()
-    losses = train_on(state.lrm, state.optimizer, head, training, learning_rate=rate(0))
-    affordable = int(config.fit_max_s / (time.monotonic() - started) * PROBE_STEPS)
-    num_steps = min(num_steps, max(PROBE_STEPS, affordable))
-    tail = blocks[PROBE_STEPS * size : num_steps * size]
-    return losses + train_on(
-        state.lrm,
-        state.optimizer,
-        tail,
-        training,
-        learning_rate=rate(PROBE_STEPS),
-        on_step=lambda step, steps, _: progress("lrm", step / steps),
-    )
-
-
-def texts_of(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
-    """Yield what the BPE is trained on: the catalogue's words, and the lines of some histories without their codes."""
-    yield from describe_texts(videos.values())
-    for row in rows[:2000]:
-        for (ask, watched), watch in zip(
-            render_history(row.watches, videos), row.watches, strict=False
-        ):
-            video = videos.get(watch.video_id)
-            if video is not None:
-                yield (ask + watched).replace(render_semantic_id(video.semantic_id), " ")
 
 
 def _promote(settings: Settings, state: TrainingState) -> str:

@@ -31,7 +31,8 @@ from streams.clips import with_clips
 from streams.events import LRM_MODEL_NAME
 from streams.movielens import load_timeline
 from streams.timeline import Timeline, split
-from workers.bootstrap import BootstrapConfig, Bootstrapped, bootstrap
+from workers.bootstrap import Bootstrapped, bootstrap
+from workers.bootstrap_lrm import BootstrapConfig
 from workers.demo import Played, Surface, drain, play, wait_ready
 from workers.demo_observer import Observer
 from workers.demo_panel import StreamPanel, progress_bars

@@ -3,6 +3,7 @@
     <store>/checkpoints/<model name>/000007/
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
         optimizer.safetensors reservoir.parquet watch_counts.json state.json      what the next round needs as well
+        adapters.safetensors      and this, where low-rank adapters learn: the half of them that folding leaves
     <store>/checkpoints/<model name>/plan.json    what the round after the newest checkpoint takes, once it has begun
 
 The files are written first and state.json last: it names their hashes, and without it there is no checkpoint. The
@@ -26,13 +27,21 @@ from safetensors.torch import load_file, save_file
 
 from infra.errors import VersionMismatchError
 from infra.storage import ObjectStore, sha256_of
+from models.adapters import adapter_tensors, restore_adapters
 from models.lrm import Lrm, load_lrm, save_lrm
-from models.training import TrainingConfig, make_optimizer, optimizer_tensors, restore_optimizer
+from models.training import (
+    TrainingConfig,
+    make_optimizer,
+    optimizer_tensors,
+    prepare,
+    restore_optimizer,
+)
 from streams.shards import ShardRow, read_shard, write_shard
 
 CHECKPOINTS_KEY = "checkpoints"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+ADAPTERS_FILE = "adapters.safetensors"
 RESERVOIR_FILE = "reservoir.parquet"
 COUNTS_FILE = "watch_counts.json"
 PLAN_FILE = "plan.json"
@@ -168,7 +177,8 @@ class TrainingState:
 def new_state(
     lrm: Lrm, config: TrainingConfig, *, seed: int, reservoir_rows: int = 2000
 ) -> TrainingState:
-    """Return the state before any training."""
+    """Return the state before any training; the LRM at hand becomes its own."""
+    prepare(lrm, config, seed=seed)
     return TrainingState(
         lrm=lrm,
         config=config,
@@ -212,6 +222,8 @@ def save_state(
     notes = {"training": asdict(state.config), "steps": state.steps}
     sha256 = save_lrm(state.lrm, folder, notes=notes)
     save_file(optimizer_tensors(state.lrm, state.optimizer), folder / OPTIMIZER_FILE)
+    if adapters := adapter_tensors(state.lrm.model):
+        save_file(adapters, folder / ADAPTERS_FILE)
     (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
     (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
@@ -282,6 +294,9 @@ def load_state(
             )
     lrm = load_lrm(folder, sha256=document["sha256"])
     config = TrainingConfig(**document["config"])
+    prepare(lrm, config)
+    if config.adapter_rank:
+        restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))
     optimizer = make_optimizer(lrm, config)
     restore_optimizer(lrm, optimizer, load_file(folder / OPTIMIZER_FILE))
     rows = read_shard((folder / RESERVOIR_FILE).read_bytes())

@@ -40,7 +40,7 @@ from tests.bench.parts.model_flops import matmul_peak_flops_per_s, training_flop
 from tests.bench.parts.movielens_rows import SPACE, MovieLensRows, movielens_rows
 from tests.bench.parts.training_arms import Arm, OurArm, PackedTrainerArm, PaddedTrainerArm
 from tests.bench.parts.training_rounds import PARTS, Round, in_shards, timed_rounds
-from workers.bootstrap import ANCHOR_ROWS, BootstrapConfig, texts_of
+from workers.bootstrap_lrm import ANCHOR_ROWS, BootstrapConfig, texts_of
 from workers.training_actor import Video
 from workers.training_round import behaviours, loss_on
 from workers.training_state import new_state

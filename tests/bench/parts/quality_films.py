@@ -21,7 +21,7 @@ from tests.bench.parts.quality_arms import Arm, LrmArm, NextItemArm, PopularityA
 from tests.bench.parts.quality_budget import Budget
 from tests.bench.parts.quality_figures import Asked, recall
 from tests.bench.parts.quality_stream import Round, Stream, rounds
-from workers.bootstrap import BootstrapConfig, initial_fit
+from workers.bootstrap_lrm import BootstrapConfig, initial_fit
 from workers.training_state import TrainingState
 
 REFRESHED, FROZEN, NO_METADATA = "LRM, refreshed", "LRM, frozen", "LRM, refreshed, no metadata"

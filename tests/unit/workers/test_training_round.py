@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from infra.errors import GateError, TransientError, VersionMismatchError
 from infra.storage import ObjectStore
 from models.training import TrainingConfig
+from tests.base_model_factories import tiny_extended
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
 from workers.training_intake import is_sampled
 from workers.training_round import RoundInput, RoundLimits, run_round
@@ -104,9 +107,19 @@ def test_round_without_anything_to_learn_still_ends() -> None:
     assert state.steps == 0
 
 
-def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(tmp_path: Path) -> None:
+def adapted_state(folder: Path) -> TrainingState:
+    """A pretrained base of which adapters and code rows learn."""
+    state = new_state(tiny_extended(folder), replace(CONFIG, adapter_rank=4), seed=3)
+    state.anchor_rows = [shard_row("anchor", ["v1", "v2", "v3"])]
+    return state
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["all weights", "adapters"])
+def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(
+    tmp_path: Path, adapted: bool
+) -> None:
     store = ObjectStore(str(tmp_path / "store"))
-    whole = fresh_state()
+    whole = adapted_state(tmp_path / "base") if adapted else fresh_state()
     run_round(whole, round_input(0), LIMITS)
     save_state(whole, store, "lrm", scratch=tmp_path / "scratch", record={})
     counts = dict(whole.watch_counts)
@@ -115,6 +128,7 @@ def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(tmp_path: Path)
     resumed = load_state(store, "lrm", 1, cache=tmp_path / "cache")
     assert resumed.watch_counts == counts
     assert run_round(resumed, round_input(7), LIMITS).losses == expected
+    assert math.isfinite(sum(expected))
     for one, other in zip(
         whole.lrm.model.parameters(), resumed.lrm.model.parameters(), strict=True
     ):

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save
+
+from infra.errors import ConfigError
+from infra.settings import Settings, with_values
+from infra.storage import ObjectStore
+from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
+from models.training import TrainingConfig
+from tests.base_model_factories import END, base_folder, code_vectors
+from tests.lrm_factories import SPACE, shard_row, some_videos
+from workers.bootstrap_lrm import BootstrapConfig, initial_fit, pretrained_lrm
+
+VIDEOS = some_videos()
+ROWS = [
+    shard_row(f"u{user}", [f"v{(user + step) % 24}" for step in range(6)]) for user in range(20)
+]
+MANIFEST = CodebookManifest(
+    codebook_version=1,
+    codebook_sizes=SPACE.codebook_sizes,
+    disambiguation_size=SPACE.disambiguation_size,
+    embedding_dim=6,
+    encoders_sha256="",
+    quantizer={},
+    card={},
+    files={},
+)
+
+
+def settings_with(folder: Path, base_model: str) -> Settings:
+    settings = with_values(
+        Settings(), storage__root=str(folder / "store"), training__base_model=base_model
+    )
+    levels = {f"codebook_{level}": each for level, each in enumerate(code_vectors())}
+    key = f"{codebook_key(1)}/{WEIGHTS_FILE}"
+    ObjectStore(settings.storage.root).put_bytes(key, save(levels))
+    return settings
+
+
+def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path, str(base_folder(tmp_path / "base")))
+    config = BootstrapConfig(
+        training=TrainingConfig(
+            adapter_rank=4, peak_learning_rate=1e-2, round_learning_rate=1e-3, block_tokens=128
+        ),
+        probe_steps=2,
+    )
+    lrm = pretrained_lrm(settings, MANIFEST)
+    state, losses = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0, pretrained=lrm)
+    assert state.lrm is lrm
+    assert state.lrm.eos_token == END
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert state.anchor_loss < losses[0]
+
+
+def test_nano_is_not_pretrained(tmp_path: Path) -> None:
+    assert pretrained_lrm(settings_with(tmp_path, "nano"), MANIFEST) is None
+
+
+def test_pretrained_config_changes_how_it_is_trained_and_nothing_else() -> None:
+    config = BootstrapConfig(epochs=5)
+    assert config.for_pretrained().epochs == 5
+    assert config.for_pretrained().training != config.training
+
+
+def test_unknown_base_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'smollm' is neither nano nor smollm2-135m"):
+        pretrained_lrm(settings_with(tmp_path, "smollm"), MANIFEST)

@@ -1,0 +1,177 @@
+"""The first fit of an LRM, from scratch or from a pretrained base; knows nothing of Kafka.
+
+The state it returns is what the rounds go on from.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from infra.settings import Settings
+from infra.storage import ObjectStore
+from models.base_models import NANO_MODEL, extended_lrm
+from models.code_embeddings import read_code_vectors
+from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
+from models.examples import (
+    Block,
+    behaviour_examples,
+    describe_texts,
+    pack,
+    text_examples,
+    watch_text_examples,
+)
+from models.lrm import NANO, Lrm, LrmConfig, build_lrm
+from models.prompts import render_history, render_semantic_id
+from models.semantic_id import SemanticIdSpace
+from models.tasks import Recipe, video_texts
+from models.training import (
+    TrainingConfig,
+    initial_learning_rate,
+    pretrained_config,
+    train_on,
+)
+from streams.shards import ShardRow
+from workers.training_actor import Video
+from workers.training_round import behaviours, loss_on
+from workers.training_state import TrainingState, new_state
+
+Progress = Callable[[str, float], None]
+ANCHOR_ROWS = 64
+PRETRAINED_PROBE_STEPS, PRETRAINED_FIT_MAX_S = 8, 1200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """How much is spent on the first LRM."""
+
+    lrm: LrmConfig = NANO
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    epochs: int = 2
+    metadata_share: float = 0.1
+    """Share of all texts about videos in each epoch."""
+    recipe: Recipe = field(default_factory=Recipe)
+    fit_max_s: float = 100.0
+    """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
+    probe_steps: int = 40
+    """After which the machine is judged."""
+
+    def for_pretrained(self) -> BootstrapConfig:
+        """Return the same for a pretrained base: other rates, and more time, for a step takes seconds on a CPU."""
+        return replace(
+            self,
+            training=pretrained_config(),
+            fit_max_s=PRETRAINED_FIT_MAX_S,
+            probe_steps=PRETRAINED_PROBE_STEPS,
+        )
+
+
+def pretrained_lrm(settings: Settings, manifest: CodebookManifest) -> Lrm | None:
+    """Return the settings' base model with a token per code; None for nano, which is built from the texts.
+
+    Raises:
+        ConfigError: the base model cannot be used.
+    """
+    if settings.training.base_model == NANO_MODEL:
+        return None
+    weights = ObjectStore(settings.storage.root).get_bytes(
+        f"{codebook_key(manifest.codebook_version)}/{WEIGHTS_FILE}"
+    )
+    return extended_lrm(
+        settings.training.base_model,
+        manifest.space,
+        read_code_vectors(weights, manifest.space),
+        seed=settings.seed,
+    )
+
+
+def initial_fit(
+    rows: list[ShardRow],
+    videos: dict[str, Video],
+    space: SemanticIdSpace,
+    config: BootstrapConfig,
+    *,
+    seed: int,
+    pretrained: Lrm | None = None,
+    progress: Progress = lambda stage, share: None,
+) -> tuple[TrainingState, list[float]]:
+    """Return a trained state at model_version 1, and the loss of each step.
+
+    Without a pretrained LRM, one is built from scratch. Some rows are anchors, drawn at random: held out here and ever
+    after, so that the gates can see forgetting.
+    """
+    progress("vocabulary", 0.0)
+    rng = random.Random(seed)
+    anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
+    held_out = {id(row) for row in anchors}
+    learned = [row for row in rows if id(row) not in held_out]
+    lrm = pretrained or build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
+    state = new_state(lrm, config.training, seed=seed)
+    state.anchor_rows = anchors
+    losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
+    for row in learned:
+        state.reservoir.add(row, state.rng)
+        newest = max(watch.event_time_ms for watch in row.watches)
+        state.newest_event_time_ms = max(state.newest_event_time_ms, newest)
+    state.model_version, state.steps = 1, len(losses)
+    state.anchor_loss = loss_on(state, anchors, videos)
+    return state, losses
+
+
+def _blocks(
+    lrm: Lrm,
+    rows: Sequence[ShardRow],
+    videos: dict[str, Video],
+    config: BootstrapConfig,
+    rng: random.Random,
+) -> list[Block]:
+    behaviour = behaviour_examples(lrm, behaviours(rows), videos)
+    metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
+    blocks = []
+    for _ in range(config.epochs):
+        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
+        drawn += watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng)
+        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
+    return blocks
+
+
+def _fit(
+    state: TrainingState, blocks: list[Block], config: BootstrapConfig, progress: Progress
+) -> list[float]:
+    """Train on the blocks, or on as many as `fit_max_s` allows, judged by the first few steps."""
+    training = config.training
+    size = training.blocks_per_step
+    num_steps = math.ceil(len(blocks) / size)
+    head = blocks[: config.probe_steps * size]
+
+    def rate(done: int) -> Callable[[int, int], float]:
+        return lambda step, _: initial_learning_rate(training, done + step, num_steps)
+
+    started = time.monotonic()
+    losses = train_on(state.lrm, state.optimizer, head, training, learning_rate=rate(0))
+    affordable = int(config.fit_max_s / (time.monotonic() - started) * config.probe_steps)
+    num_steps = min(num_steps, max(config.probe_steps, affordable))
+    tail = blocks[config.probe_steps * size : num_steps * size]
+    return losses + train_on(
+        state.lrm,
+        state.optimizer,
+        tail,
+        training,
+        learning_rate=rate(config.probe_steps),
+        on_step=lambda step, steps, _: progress("lrm", step / steps),
+    )
+
+
+def texts_of(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:
+    """Yield what the BPE is trained on: the catalogue's words, and the lines of some histories without their codes."""
+    yield from describe_texts(videos.values())
+    for row in rows[:2000]:
+        for (ask, watched), watch in zip(
+            render_history(row.watches, videos), row.watches, strict=False
+        ):
+            video = videos.get(watch.video_id)
+            if video is not None:
+                yield (ask + watched).replace(render_semantic_id(video.semantic_id), " ")
