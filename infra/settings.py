@@ -122,7 +122,15 @@ class TrainingSettings(_Group):
         "nano",
         description="what `freshet bootstrap` begins with: nano, smollm2-135m, or a folder of a Hugging Face causal LM",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of the training actor")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of the training actor, or of each worker"
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="processes that make a round's steps: 1 is the training actor, more are Ray Train workers, each on "
+        "a GPU where the cluster has as many; of use up to the blocks of a step",
+    )
     round_watches_max: int = Field(
         10_000, ge=1, description="watches after which a round takes no further shard"
     )

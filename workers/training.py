@@ -7,7 +7,8 @@
 Exactly once in effect: the positions in both topics are in the checkpoint, never in a consumer group. A round is
 (1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
 point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
-after (3) it does not, and an announcement that is missing is made up for at the start.
+after (3) it does not, and an announcement that is missing is made up for at the start. A round that may work later,
+as when a shard is missing or the disk is full, is put off and tried again as it was, for as long as it takes.
 
 Knows nothing of how the model learns (`workers.training_round`) and of what a round takes (`workers.training_intake`).
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from infra import metrics
 from infra.claim import claim
@@ -50,6 +51,8 @@ from workers.training_state import (
 
 log = get_logger()
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
+PUT_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""What a round waits for that may work later (a shard is missing, the disk is full), by how often in a row."""
 
 
 class TrainingLoop:
@@ -61,6 +64,7 @@ class TrainingLoop:
         self._store = ObjectStore(settings.storage.root)
         version = self._newest_version()
         self._actor_deaths = 0
+        self._put_offs = 0
         self._plan = load_plan(self._store, model_name, version + 1)
         self._intake = TrainingIntake(
             settings,
@@ -111,18 +115,48 @@ class TrainingLoop:
         while not stopping.is_set():
             if self._plan is None:
                 self._intake.poll()
-                if not self._intake.is_enough:
+                if not self._intake.is_enough or not self._make_plan(stopping):
                     continue
-                self._plan = self._intake.plan(self._newest_version() + 1)
-                save_plan(self._store, self._model_name, self._plan)  # Step 1
+            assert self._plan is not None
             outcome = self._round(self._plan, stopping)
             if outcome is not None and on_round is not None:
                 on_round(outcome)
 
+    def _make_plan(self, stopping: threading.Event) -> bool:
+        plan = self._intake.plan(self._newest_version() + 1)
+        try:
+            save_plan(self._store, self._model_name, plan)  # Step 1
+        except OSError as error:
+            self._put_off(error, stopping)
+            return False
+        self._plan = plan
+        return True
+
     def _round(self, plan: Plan, stopping: threading.Event) -> RoundOutcome | None:
-        """Give the actor what is planned and wait; None when stopped, or when the actor died and must try again."""
+        """Give the actor what is planned and wait; None when stopped, or when it has to be tried again."""
+        try:
+            task = self._task(plan)
+            outcome = self._given_to_actor(task, stopping)
+        except RayActorError as error:
+            self._count_death(error)
+            self._replace_actor(plan)
+            return None
+        except TransientError as error:
+            self._put_off(error, stopping)
+            if isinstance(error, RayTaskError) and not stopping.is_set():
+                self._replace_actor(plan)
+            return None
+        if outcome is None:
+            return None
+        self._actor_deaths = self._put_offs = 0
+        self._intake.changes = {}
+        self._move_on(plan)
+        self._conclude(outcome, task.shard_ids)
+        return outcome
+
+    def _task(self, plan: Plan) -> RoundTask:
         found = self._intake.read_rows(plan)
-        task = RoundTask(
+        return RoundTask(
             rows=found.rows,
             shard_ids=found.shard_ids,
             erased_users=found.erased_users,
@@ -130,28 +164,22 @@ class TrainingLoop:
             new_video_ids=self._intake.new_video_ids,
             positions=plan.positions,
         )
-        try:
-            self._actor.update_videos.remote(self._intake.changes)
-            reference = self._actor.run_round.remote(task)
-            while not ray.wait([reference], timeout=0.5)[0]:
-                if stopping.is_set():
-                    return None
-            outcome: RoundOutcome = ray.get(reference)
-        except RayActorError as error:
-            self._replace_actor(error, plan)
-            return None
-        self._actor_deaths = 0
-        self._intake.changes = {}
-        self._move_on(plan)
-        self._conclude(outcome, task.shard_ids)
+
+    def _given_to_actor(self, task: RoundTask, stopping: threading.Event) -> RoundOutcome | None:
+        """Return what came of a round, or None when told to stop before."""
+        self._actor.update_videos.remote(self._intake.changes)
+        reference = self._actor.run_round.remote(task)
+        while not ray.wait([reference], timeout=0.5)[0]:
+            if stopping.is_set():
+                return None
+        outcome: RoundOutcome = ray.get(reference)
         return outcome
 
     def _move_on(self, plan: Plan) -> None:
         self._intake.move_on(plan)
         self._plan = None
 
-    def _replace_actor(self, error: RayActorError, plan: Plan) -> None:
-        """Start another actor; it goes on from the newest checkpoint, which may be that of the round it died in."""
+    def _count_death(self, error: RayActorError) -> None:
         self._actor_deaths += 1
         metrics.ROUNDS.labels("actor_died").inc()
         log.warning("training_actor_died", error=str(error), in_a_row=self._actor_deaths)
@@ -159,6 +187,21 @@ class TrainingLoop:
             raise TransientError(
                 f"the training actor died {self._actor_deaths} times in a row: {error}"
             )
+
+    def _put_off(self, error: Exception, stopping: threading.Event) -> None:
+        """Wait before the same is tried again, longer each time."""
+        metrics.ROUNDS.labels("put_off").inc()
+        again_in_s = PUT_OFF_S[min(self._put_offs, len(PUT_OFF_S) - 1)]
+        self._put_offs += 1
+        reason = error.cause if isinstance(error, RayTaskError) else error
+        log.error(
+            "round_put_off", error=str(reason), in_a_row=self._put_offs, again_in_s=again_in_s
+        )
+        stopping.wait(again_in_s)
+
+    def _replace_actor(self, plan: Plan) -> None:
+        """Start another actor; it goes on from the newest checkpoint, which may be that of the round that failed."""
+        ray.kill(self._actor)
         newest = self._newest_version()
         if newest == plan.model_version:
             self._announce_missing(newest)

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
+from safetensors import SafetensorError
 
 from infra import log
 from infra.clock import Laps
-from infra.errors import GateError
+from infra.errors import GateError, TransientError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
 from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
-from workers.training_round import RoundInput, RoundLimits, run_round
+from workers.training_round import RoundInput, RoundLimits, Train, run_round, train_alone
 from workers.training_state import (
     Positions,
     checkpoint_key,
@@ -108,8 +109,19 @@ class LrmTrainer:
         self._settings = settings
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
+        self._train = self._trainer()
         self._videos: dict[str, Video] = {}
         self._load_newest()
+
+    def _trainer(self) -> Train:
+        training = self._settings.training
+        if training.workers == 1:
+            return train_alone
+        from workers.training_parallel import ParallelTraining  # which takes a second to import
+
+        return ParallelTraining(
+            self._store.root, self._model_name, training.workers, training.threads
+        )
 
     def _load_newest(self) -> None:
         version = checkpoint_versions(self._store, self._model_name)[-1]
@@ -133,6 +145,10 @@ class LrmTrainer:
         """Train one round and save it as the next checkpoint, promoted or refused.
 
         Delivery: killed before the checkpoint is complete, nothing has happened; the same task is to be given again.
+
+        Raises:
+            TransientError: the checkpoint could not be written, or workers died; the same task is to be given to another
+                actor, as this one's state is neither that from before nor that from after.
         """
         started = time.monotonic()
         training = self._settings.training
@@ -145,7 +161,7 @@ class LrmTrainer:
         limits = RoundLimits(training.replay_share, training.evaluate_max)
         refused = ""
         try:
-            result = run_round(self._state, new, limits)
+            result = run_round(self._state, new, limits, train=self._train)
             metrics, laps = result.metrics, result.laps
         except GateError as error:
             refused, metrics, laps = str(error), {}, Laps()
@@ -178,6 +194,11 @@ class LrmTrainer:
             return save_state(
                 self._state, self._store, self._model_name, scratch=scratch, record=record
             )
+        except (OSError, SafetensorError) as error:
+            raise TransientError(
+                f"checkpoint {self._state.model_version} could not be written to {self._store.root}, by way of {scratch}: "
+                f"{error}; is there room?"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from confluent_kafka import Message
 
 from infra import metrics
-from infra.errors import DecodeError, VersionMismatchError
+from infra.errors import DecodeError, TransientError, VersionMismatchError
 from infra.log import get_logger
 from infra.settings import Settings
 from infra.storage import ObjectStore
@@ -161,14 +161,15 @@ class TrainingIntake:
         """Return the rows of all planned shards that are what was announced; others are logged and counted.
 
         Raises:
-            TransientError: a shard is not in the object store; it may come back, and must not be skipped.
+            TransientError: a shard is not in the object store; it may come back, and is skipped only when told to.
         """
         rows: list[ShardRow] = []
         shard_ids, erased, left_out = [], frozenset[str](), 0
         for sealed in [each.sealed for each in self._taken(plan)]:
             try:
-                data = self._store.get_bytes(sealed.path, sha256=sealed.sha256)
+                data = self._fetch(sealed)
                 found, erased_here = read_shard(data), read_erased_users(data)
+                self._check_codebook(found)
             except (VersionMismatchError, DecodeError) as error:
                 metrics.SHARDS.labels("skipped").inc()
                 log.error("shard_skipped", shard_id=sealed.shard_id, error=str(error))
@@ -179,6 +180,24 @@ class TrainingIntake:
             erased |= erased_here
             shard_ids.append(sealed.shard_id)
         return ShardRows(rows, tuple(shard_ids), erased, left_out)
+
+    def _fetch(self, sealed: ShardSealed) -> bytes:
+        try:
+            return self._store.get_bytes(sealed.path, sha256=sealed.sha256)
+        except TransientError as error:
+            raise TransientError(
+                f"shard {sealed.shard_id}: {error}. Training waits for it: put the file back, or an empty one in its place "
+                "to have it skipped; `freshet shards rebuild` makes its rows once more, for other trainers"
+            ) from error
+
+    def _check_codebook(self, rows: list[ShardRow]) -> None:
+        """Refuse rows that were sealed under another codebook; 0 is none, when no video had a semantic ID."""
+        known = self.catalogue.codebook_version
+        others = {row.codebook_version for row in rows} - {0, known}
+        if others:
+            raise VersionMismatchError(
+                f"its rows are of codebook_version {sorted(others)}, the model in training speaks {known}"
+            )
 
     def _taken(self, plan: Plan) -> list[_Waiting]:
         return [each for each in self._waiting if each.offset < plan.positions.next_shard_offset]

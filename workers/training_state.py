@@ -217,6 +217,8 @@ def save_state(
 
     Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
     """
+    key = checkpoint_key(model_name, state.model_version)
+    store.remove(key)  # what a killed round may have left, or one without room
     folder = scratch / f"{model_name}-{state.model_version:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     notes = {"training": asdict(state.config), "steps": state.steps}
@@ -246,8 +248,6 @@ def save_state(
         "sha256": sha256,
         "record": record,
     }
-    key = checkpoint_key(model_name, state.model_version)
-    store.remove(key)  # what a killed round may have left
     store.put_directory(key, folder)  # Step 1: the files
     store.put_bytes(
         f"{key}/{STATE_FILE}", json.dumps(document).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import ray
+from prometheus_client import REGISTRY
 
 from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
@@ -203,6 +206,70 @@ def test_shard_that_is_not_what_was_announced_is_skipped(
     )
     assert {row.user_id for row in state.reservoir.rows} == {"u0", "u1", "u2", "u3"}
     assert state.reservoir.seen == 4
+
+
+def test_missing_shard_is_waited_for(ray_cluster: None, settings: Settings) -> None:
+    announce_shard(settings, 0, some_rows(0))
+    path = Path(settings.storage.root) / "shards" / "test-0.parquet"
+    path.rename(path.with_suffix(".away"))
+    before = put_offs()
+    running = Running(settings)
+    wait_until(lambda: put_offs() >= before + 2, timeout_s=240, what="a second put-off")
+    path.with_suffix(".away").rename(path)
+    running.await_rounds(1)
+    running.stop()
+    assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def test_shards_that_cannot_be_learned_are_skipped_and_counted(
+    ray_cluster: None, settings: Settings
+) -> None:
+    store = Path(settings.storage.root) / "shards"
+    announce_shard(settings, 0, some_rows(0))
+    (store / "test-0.parquet").write_bytes(b"")  # as an operator does with one that will not return
+    announce_shard(settings, 1, some_rows(1))
+    whole = (store / "test-1.parquet").read_bytes()
+    (store / "test-1.parquet").write_bytes(whole[: len(whole) // 2])
+    other = [msgspec.structs.replace(row, codebook_version=2) for row in some_rows(2)]
+    announce_shard(settings, 2, other)
+    announce_shard(settings, 3, [])
+    unlabelled = [msgspec.structs.replace(row, codebook_version=0) for row in some_rows(4)]
+    announce_shard(settings, 4, unlabelled)
+    before = skipped()
+    running = Running(settings)
+    await_learned(settings, "shard-4")
+    running.stop()
+    learned = [shard_id for one in promoted(settings) for shard_id in one.shard_ids]
+    assert learned == ["shard-3", "shard-4"]
+    assert skipped() == before + 3
+
+
+def test_round_that_cannot_write_its_checkpoint_goes_on_when_there_is_room(
+    ray_cluster: None, settings: Settings
+) -> None:
+    running = Running(settings)
+    limit_files(ray.get(running.loop.actor_pid()), 20_000)
+    before = put_offs()
+    announce_shard(settings, 0, some_rows(0))
+    wait_until(lambda: put_offs() > before, timeout_s=240, what="a put-off")
+    assert [one.model_version for one in promoted(settings)] == [1]
+    running.await_rounds(1)  # by another actor, whose files have no limit
+    running.stop()
+    assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def put_offs() -> float:
+    return REGISTRY.get_sample_value("freshet_training_rounds_total", {"outcome": "put_off"}) or 0
+
+
+def skipped() -> float:
+    return REGISTRY.get_sample_value("freshet_shards_sealed_total", {"outcome": "skipped"}) or 0
+
+
+def limit_files(pid: int, file_bytes: int) -> None:
+    """Fail a process's writes of larger files, as a full disk does in the midst of one."""
+    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes, hard))
 
 
 def test_backlog_is_taken_shard_by_shard_and_none_twice(
