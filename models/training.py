@@ -214,7 +214,7 @@ def _add_up(lrm: Lrm, loss: Tensor) -> float:
     everything = torch.cat([loss.view(1), *(each.flatten() for each in gradients)])
     distributed.all_reduce(everything)
     sizes = [1, *(each.numel() for each in learned)]
-    summed, *parts = everything.split(sizes)
+    summed, *parts = torch.split(everything, sizes)
     for parameter, gradient in zip(learned, parts, strict=True):
         parameter.grad = gradient.view_as(parameter)
     return float(summed)

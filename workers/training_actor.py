@@ -117,7 +117,7 @@ class LrmTrainer:
         training = self._settings.training
         if training.workers == 1:
             return train_alone
-        from workers.training_parallel import ParallelTraining  # which takes a second to import
+        from workers.training_parallel import ParallelTraining  # two seconds that one worker spares
 
         return ParallelTraining(
             self._store.root, self._model_name, training.workers, training.threads
@@ -147,8 +147,8 @@ class LrmTrainer:
         Delivery: killed before the checkpoint is complete, nothing has happened; the same task is to be given again.
 
         Raises:
-            TransientError: the checkpoint could not be written, or workers died; the same task is to be given to another
-                actor, as this one's state is neither that from before nor that from after.
+            TransientError: the checkpoint could not be written, or workers died; the same task is to be given to
+                another actor, as this one's state is neither that from before nor that from after.
         """
         started = time.monotonic()
         training = self._settings.training
@@ -196,8 +196,8 @@ class LrmTrainer:
             )
         except (OSError, SafetensorError) as error:
             raise TransientError(
-                f"checkpoint {self._state.model_version} could not be written to {self._store.root}, by way of {scratch}: "
-                f"{error}; is there room?"
+                f"checkpoint {self._state.model_version} could not be written to {self._store.root} by way of "
+                f"{scratch}: {error}; is there room?"
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -186,8 +186,8 @@ class TrainingIntake:
             return self._store.get_bytes(sealed.path, sha256=sealed.sha256)
         except TransientError as error:
             raise TransientError(
-                f"shard {sealed.shard_id}: {error}. Training waits for it: put the file back, or an empty one in its place "
-                "to have it skipped; `freshet shards rebuild` makes its rows once more, for other trainers"
+                f"shard {sealed.shard_id}: {error}. Training waits for it: put the file back, or an empty one in its "
+                "place to have it skipped; `freshet shards rebuild` makes its rows once more, for other trainers"
             ) from error
 
     def _check_codebook(self, rows: list[ShardRow]) -> None:

@@ -4,9 +4,9 @@ Data parallel: every worker loads the newest checkpoint, takes its share of the 
 the others and steps as they do. So the result is that of one process, but for the order in which numbers are added.
 To start a group of workers takes a quarter of a minute and more, which a round of a small model is not worth.
 
-Delivery: what the workers made is reported by the first of them, whole or not at all. When one dies, all begin again from
-the same checkpoint and the same blocks, at most `DEATHS_MAX` times. They end with the process that called them, however
-that dies.
+Delivery: what the workers made is reported by the first of them, whole or not at all. When one dies, all begin again
+from the same checkpoint and the same blocks, at most `DEATHS_MAX` times. They end with the process that called them,
+however that dies.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from infra.errors import TransientError
 from infra.storage import ObjectStore
 from models.examples import Block
 from models.training import Part, optimizer_tensors, restore_optimizer, train_on
+from workers.training_actor import BEHIND_SERVING
 from workers.training_state import TrainingState, load_state
 
-BEHIND_SERVING = 10  # niceness: where cores are few, answers go first
 DEATHS_MAX = 2
 WORKER_CPUS = 0.1  # what Ray sets aside; as with replicas, the operator says how many fit
 RUNS_KEY = "training_runs"

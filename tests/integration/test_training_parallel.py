@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -95,8 +96,17 @@ def worker_processes() -> list[psutil.Process]:
 
 
 def in_training() -> list[psutil.Process]:
-    """Workers that have begun their part: they are nice from then on."""
-    return [each for each in worker_processes() if each.nice() == NICEST]
+    """Workers that have begun their part: the thread that computes it is nice from then on."""
+    return [each for each in worker_processes() if NICEST in niceness(each)]
+
+
+def niceness(process: psutil.Process) -> set[int]:
+    found = set()
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                found.add(os.getpriority(os.PRIO_PROCESS, thread.id))
+    return found
 
 
 class Killing(threading.Thread):

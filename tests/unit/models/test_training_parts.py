@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from models.examples import Block, pack
 from models.lrm import Lrm
@@ -58,7 +59,7 @@ def work(rank: int, folder: Path, configs: list[TrainingConfig]) -> None:
 
 def test_workers_parts_add_up_to_one_workers_training(tmp_path: Path) -> None:
     configs = [CONFIG, replace(CONFIG, adapter_rank=4)]
-    multiprocessing.spawn(work, args=(tmp_path, configs), nprocs=WORKERS)  # type: ignore[no-untyped-call]
+    spawn(work, args=(tmp_path, configs), nprocs=WORKERS)  # type: ignore[no-untyped-call]
     everyones = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
     for number, config in enumerate(configs):
         lrm, blocks = lrm_and_blocks(tmp_path / f"alone-{number}", config)

@@ -16,10 +16,10 @@ from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.training import TrainingConfig
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
-from workers import training_round
 from workers.training_actor import LrmTrainer, RoundTask
 from workers.training_state import (
     Positions,
+    TrainingState,
     checkpoint_key,
     checkpoint_versions,
     load_state,
@@ -73,7 +73,7 @@ def room_for(file_bytes: int) -> Iterator[None]:
 def test_loss_that_is_no_number_is_refused_and_the_weights_stay(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverge(state: training_round.TrainingState, blocks: object) -> list[float]:
+    def diverge(state: TrainingState, blocks: object) -> list[float]:
         with torch.no_grad():
             for each in state.lrm.model.parameters():
                 each.fill_(math.nan)
