@@ -63,6 +63,8 @@ class TrainingLoop:
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
         version = self._newest_version()
+        # What Ray has set aside for the workers of an actor that was killed is free when this process ends, not before.
+        self._actor_deaths_max = ACTOR_DEATHS_MAX if settings.training.workers == 1 else 1
         self._actor_deaths = 0
         self._put_offs = 0
         self._plan = load_plan(self._store, model_name, version + 1)
@@ -183,9 +185,9 @@ class TrainingLoop:
         self._actor_deaths += 1
         metrics.ROUNDS.labels("actor_died").inc()
         log.warning("training_actor_died", error=str(error), in_a_row=self._actor_deaths)
-        if self._actor_deaths >= ACTOR_DEATHS_MAX:
+        if self._actor_deaths >= self._actor_deaths_max:
             raise TransientError(
-                f"the training actor died {self._actor_deaths} times in a row: {error}"
+                f"the training actor died {self._actor_deaths} times in a row, so this process ends: {error}"
             )
 
     def _put_off(self, error: Exception, stopping: threading.Event) -> None:

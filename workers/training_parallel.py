@@ -6,7 +6,7 @@ To start a group of workers takes a quarter of a minute and more, which a round 
 
 Delivery: what the workers made is reported by the first of them, whole or not at all. When one dies, all begin again
 from the same checkpoint and the same blocks, at most `DEATHS_MAX` times. They end with the process that called them,
-however that dies.
+however that dies; what Ray had set aside for them is free again when its job ends.
 """
 
 from __future__ import annotations
