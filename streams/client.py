@@ -180,9 +180,8 @@ class TopicReader:
         There may be none sooner than that: where a partition has just been read to its end.
         """
         found = []
-        messages = self._consumer.consume(
-            1, timeout_s
-        )  # asked for more, it would wait for all of them
+        # Asked for more than one, it would wait for all of them.
+        messages = self._consumer.consume(1, timeout_s)
         if messages:
             messages += self._consumer.consume(max_records - 1, min(timeout_s, LINGER_S))
         for message in messages:

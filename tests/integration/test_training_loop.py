@@ -16,6 +16,7 @@ import pytest
 import ray
 from prometheus_client import REGISTRY
 
+from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
@@ -188,6 +189,15 @@ def test_round_is_repeated_when_the_actor_is_killed(ray_cluster: None, settings:
     running.await_rounds(1)
     running.stop()
     assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def test_loop_whose_actor_has_workers_ends_with_it(ray_cluster: None, settings: Settings) -> None:
+    loop = TrainingLoop(with_values(settings, training__workers=2))
+    os.kill(ray.get(loop.actor_pid()), signal.SIGKILL)
+    announce_shard(settings, 0, some_rows(0))
+    with pytest.raises(TransientError, match="so this process ends"):
+        loop.run(threading.Event())
+    loop.close()
 
 
 def test_shard_that_is_not_what_was_announced_is_skipped(
