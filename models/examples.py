@@ -100,8 +100,11 @@ def behaviour_examples(
                 context = lrm.history_max - (len(everything) - first_new)
             start = max(0, first_new - context)
             end = min(len(everything), start + lrm.history_max)
-            if surface is None or any(one.surface == surface for one in everything[first_new:end]):
-                some = everything[start:end]
+            learned = [
+                at for at in range(first_new, end) if surface in (None, everything[at].surface)
+            ]
+            if learned:  # nothing behind the last of them is worth its tokens
+                some = everything[start : learned[-1] + 1]
                 examples.append(
                     _behaviour(lrm, row.viewer, some, first_new - start, videos, surface)
                 )
