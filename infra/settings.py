@@ -146,8 +146,8 @@ class TrainingSettings(_Group):
     )
     adapters: tuple[AdapterName, ...] = Field(
         (),
-        description="adapters to train beside the base, a JSON list of home, watch_next, shorts, search, music and ranking; "
-        "none by default: each learns its rows once more, and so lengthens every round",
+        description="adapters trained beside the base, a JSON list of home, watch_next, shorts, search, music, ranking; "
+        "none by default, as each learns its rows once more and so lengthens every round",
     )
     keep_checkpoints: int = Field(
         4,

@@ -86,7 +86,9 @@ def behaviour_examples(
 ) -> list[Example]:
     """Return texts in which the codes of each *new* watch are learned from all that came before.
 
-    With a surface only its watches are learned, from those of all surfaces; texts without any are left out. A text holds at most `history_max` watches, so that no position is trained that serving never sees; a long row
+    With a surface only its watches are learned, from those of all surfaces; texts without any are left out.
+
+    A text holds at most `history_max` watches, so that no position is trained that serving never sees; a long row
     becomes several texts, each opening with at least `context_min` earlier watches where there are any.
     """
     examples = []

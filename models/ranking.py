@@ -168,7 +168,7 @@ def _token_id(lrm: Lrm, token: str) -> int:
     token_id = lrm.tokenizer.token_to_id(token)
     if token_id is None:
         raise VersionMismatchError(
-            f"the tokenizer has no token {token!r}, which answers of the ranking adapter are made of: leave ranking out "
-            "of FRESHET_TRAINING__ADAPTERS, or choose a base with a byte-level vocabulary"
+            f"the tokenizer has no token {token!r}, which answers of the ranking adapter are made of: leave ranking "
+            "out of FRESHET_TRAINING__ADAPTERS, or choose a base with a byte-level vocabulary"
         )
     return int(token_id)

@@ -2,8 +2,8 @@
 
 - A LoRA adapter (Hu et al. 2021, 2106.09685) on every linear layer but the head. The base below it is frozen and not
   copied: an adapted model is another module tree over the same weights, which nobody writes while it lives.
-- Saved in peft's own format, so `PeftModel.from_pretrained(base, folder)` loads it, with belongs_to.json beside it: which
-  base it was trained on. On another base it would compute something else without saying so, hence it is refused there.
+- Saved in peft's own format, so `PeftModel.from_pretrained(base, folder)` loads it, with belongs_to.json beside it,
+  which names the base. On another it would compute something else without saying so, hence it is refused there.
 
     <checkpoint>/adapters/home/
         adapter_config.json adapter_model.safetensors       peft's
@@ -160,8 +160,8 @@ def load_adapter(lrm: Lrm, folder: Path, *, base_sha256: str, sha256: str | None
         sha256: of the adapter's weights, as announced.
 
     Raises:
-        VersionMismatchError: the folder is incomplete, its hash differs, its weights are not finite or do not fit, or it
-            belongs to another base or codebook.
+        VersionMismatchError: the folder is incomplete, its hash differs, its weights are not finite or do not fit, or
+            it belongs to another base or codebook.
     """
     try:
         found = sha256_of(folder / WEIGHTS_FILE)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
 LRM_MODEL_NAME = "lrm"
-"""`model_name` of the checkpoints that answer recommendations; `lrm.home` is that of an adapter, others are other models."""
+"""`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")

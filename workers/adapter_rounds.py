@@ -22,7 +22,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -54,6 +54,13 @@ NEGATIVES_PER_POSITIVE = 4
 JUDGEMENTS_MAX = 2000  # of a round: each is a text of its own, with a history
 
 
+class AdapterRecord(TypedDict):
+    """What a checkpoint's record says of an adapter: what was measured, and the gate's reason, or nothing."""
+
+    metrics: dict[str, float]
+    refused: str
+
+
 @dataclass(frozen=True)
 class AdapterResult:
     """What a round made of one adapter; `refused` names the gate's reason, or is empty.
@@ -74,14 +81,15 @@ def run_adapters(
     *,
     names: Sequence[str],
     shown: Sequence[Shown],
-) -> dict[str, Any]:
+) -> dict[str, AdapterRecord]:
     """Move the adapters of these names on, after `run_round`; return for each what its checkpoint's record says.
 
     Adapters of other names are dropped. One that never had anything to learn is not among the results.
     """
     fresh_ids = {id(row) for row in new.rows}
     old = [row for row in state.reservoir.rows if id(row) not in fresh_ids]
-    kept, records = {}, {}
+    kept: dict[str, Adapter] = {}
+    records: dict[str, AdapterRecord] = {}
     for name in names:
         rng = random.Random(f"{name}/{state.model_version}")
         if name == RANKING:

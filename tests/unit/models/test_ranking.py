@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
-from models.examples import IGNORED, pack
+from models.examples import IGNORED
 from models.prompts import Ask
 from models.ranking import (
     Judgement,
@@ -16,8 +14,6 @@ from models.ranking import (
     render_rating,
 )
 from models.recommend import Request
-from models.surface_adapters import adapted
-from models.training import TrainingConfig, make_optimizer, train_on
 from tests.lrm_factories import SeenWatch, some_videos, tiny_lrm
 
 VIDEOS = some_videos()
@@ -87,25 +83,3 @@ def test_ratings_are_those_of_each_candidate_alone() -> None:
 
 def test_request_without_candidates_has_no_ratings() -> None:
     assert rank(tiny_lrm(), [Request(None, (), Ask("home"))], [[]], VIDEOS) == [[]]
-
-
-def test_adapter_learns_to_put_what_is_watched_above_what_is_not() -> None:
-    """Videos of the first three codes are watched and liked, others are left alone."""
-    lrm = adapted(tiny_lrm(), name="ranking")
-    wanted = [one % 8 < 3 for one in range(24)]
-    judged = [judgement(f"v{one}", float(wanted[one]), liked=wanted[one]) for one in range(24)]
-    blocks = pack(ranking_examples(lrm, judged, VIDEOS), block_tokens=256, rng=random.Random(0))
-    config = TrainingConfig(
-        peak_learning_rate=2e-2, round_learning_rate=2e-2, weight_decay=0.0, blocks_per_step=2
-    )
-    train_on(lrm, make_optimizer(lrm, config), blocks * 8, config)
-    asked = Request(None, SEEN, Ask("home"))
-    [found] = rank(lrm, [asked], [[f"v{one}" for one in range(24)]], VIDEOS)
-    pairs = [
-        (found[one], found[other])
-        for one in range(24)
-        for other in range(24)
-        if wanted[one] > wanted[other]
-    ]
-    assert sum(one.share > other.share for one, other in pairs) > 0.9 * len(pairs)
-    assert sum(one.liked > other.liked for one, other in pairs) > 0.9 * len(pairs)

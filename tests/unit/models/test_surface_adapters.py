@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from infra.errors import VersionMismatchError
 from models.adapters import plain_weights
-from models.examples import pack
+from models.examples import IGNORED, Behaviour, Block, behaviour_examples, pack
 from models.lrm import Lrm, load_lrm, save_lrm
 from models.surface_adapters import (
     BELONGS_TO_FILE,
@@ -27,7 +28,7 @@ from models.surface_adapters import (
 )
 from models.training import TrainingConfig, make_optimizer, optimizer_tensors, prepare, train_on
 from tests.base_model_factories import tiny_extended
-from tests.lrm_factories import tiny_lrm, video_examples
+from tests.lrm_factories import SeenWatch, new_watch, some_videos, tiny_lrm, video_examples
 
 CONFIG = TrainingConfig(peak_learning_rate=1e-2, round_learning_rate=1e-2, blocks_per_step=2)
 
@@ -41,9 +42,7 @@ def bases(folder: Path) -> dict[str, Lrm]:
     return {"whole": tiny_lrm(), "extended": extended}
 
 
-def blocks_of(lrm: Lrm) -> list:  # type: ignore[type-arg]
-    import random
-
+def blocks_of(lrm: Lrm) -> list[Block]:
     return pack(video_examples(lrm), block_tokens=128, rng=random.Random(0))
 
 
@@ -140,3 +139,19 @@ def test_adapter_of_another_shape_or_without_numbers_is_refused(tmp_path: Path) 
     assert json.loads((tmp_path / "home" / BELONGS_TO_FILE).read_text())["model_version"] == 3
     with pytest.raises(VersionMismatchError, match="not finite"):
         load_adapter(tiny_lrm(), tmp_path / "home", base_sha256="aaa")
+
+
+def test_only_the_watches_of_a_surface_are_learned_and_all_are_read() -> None:
+    lrm = tiny_lrm()
+    surfaces = ("home", "shorts", "home", "shorts", "music")
+    watches = [new_watch(f"v{place}", surface=surface) for place, surface in enumerate(surfaces)]
+    row = Behaviour(None, [SeenWatch("v9", surface="shorts")], watches)
+    [example] = behaviour_examples(lrm, [row], some_videos(), surface="shorts")
+    text = lrm.tokenizer.decode(list(example.token_ids), skip_special_tokens=False)
+    assert text.count("home:") == 2
+    assert "music:" not in text  # nothing behind it is learned
+    learned = [label for label in example.labels if label != IGNORED]
+    assert lrm.tokenizer.decode(learned, skip_special_tokens=False).replace(" ", "") == (
+        "<a_1><b_0><c_0><d_0><a_3><b_0><c_0><d_0>"
+    )
+    assert behaviour_examples(lrm, [row], some_videos(), surface="search") == []
