@@ -146,7 +146,7 @@ class TrainingSettings(_Group):
     )
     adapters: tuple[AdapterName, ...] = Field(
         (),
-        description="adapters trained beside the base, a JSON list of home, watch_next, shorts, search, music, ranking; "
+        description="adapters beside the base, a JSON list of home, watch_next, shorts, search, music, ranking; "
         "none by default, as each learns its rows once more and so lengthens every round",
     )
     keep_checkpoints: int = Field(
