@@ -1,4 +1,4 @@
-"""Announcing adapters: one CheckpointPromoted each, behind that of the base they are saved with; a plain function.
+"""Announcing adapters: one CheckpointPromoted each, behind that of the base they are saved with.
 
 What is announced follows from the checkpoint alone, so it can be made up for after a crash. Knows nothing of training.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from infra import metrics
 from infra.clock import now_ms
+from infra.log import get_logger
 from models.surface_adapters import WEIGHTS_FILE
 from streams.events import CheckpointPromoted
 from workers.training_state import adapter_path, checkpoint_key
+
+log = get_logger()
 
 
 def adapter_name(model_name: str, name: str) -> str:
@@ -40,3 +44,12 @@ def adapter_promotions(model_name: str, document: dict[str, Any]) -> Iterator[Ch
             base_model_version=document["model_version"],
             base_sha256=document["sha256"],
         )
+
+
+def log_adapters(document: dict[str, Any]) -> None:
+    """Log and count what a round made of each adapter, by its checkpoint's state.json."""
+    for name, found in document["record"].get("adapters", {}).items():
+        verdict = "refused" if found["refused"] else "promoted"
+        metrics.ADAPTERS.labels(name, verdict).inc()
+        measured = {key: round(value, 4) for key, value in found["metrics"].items()}
+        log.info(f"adapter_{verdict}", adapter=name, reason=found["refused"], **measured)

@@ -9,7 +9,7 @@ base comes out the same with adapters and without, and a repeated round learns t
 | --- | --- | --- |
 | there is something to learn | trained on | yes |
 | there is nothing to learn | kept, for the new base | yes, once it has learned anything |
-| a loss or weight is not finite | kept as before | no |
+| a loss or weight is not finite | as before, or dropped if they were the reason; AdamW's state is dropped | no |
 | it is worse than its base on held-out watches of its surface | dropped: it begins anew | no |
 | the base is refused | kept | no |
 
@@ -241,7 +241,10 @@ def _run(
     try:
         _pass_finite(losses, after)
     except GateError as error:
-        return AdapterResult(before, {"steps": float(len(losses))}, str(error))
+        # AdamW's state may be what is broken, and so may the weights from before.
+        good = math.isfinite(metrics["loss_before"])
+        kept = Adapter(before.weights) if before is not None and good else None
+        return AdapterResult(kept, {"steps": float(len(losses))}, str(error))
     metrics["anchor_loss"] = _loss(lrm, material.held_out, config)
     metrics["base_anchor_loss"] = _loss(base, material.held_out, config)
     try:

@@ -36,7 +36,7 @@ from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
-from workers.adapter_announcements import adapter_promotions
+from workers.adapter_announcements import adapter_promotions, log_adapters
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
 from workers.training_intake import TrainingIntake
 from workers.training_round import EARLIER_WATCHES, metric_name
@@ -188,6 +188,7 @@ class TrainingLoop:
             **measured,
             **laps,
         )
+        log_adapters(read_record(self._store, self._model_name, outcome.model_version))
         if not outcome.refused:
             self._announce(
                 outcome.model_version,
@@ -228,11 +229,7 @@ class TrainingLoop:
         for event in adapter_promotions(self._model_name, document):
             if event.model_version > announced.get(event.model_name, 0):
                 send(self._producer, self._settings.kafka, CHECKPOINTS, event.model_name, event)
-                log.info("adapter_promoted", model_name=event.model_name, **event.metrics)
         flush(self._producer)
-        for name, found in document["record"].get("adapters", {}).items():
-            if found["refused"]:
-                log.warning("adapter_refused", adapter=name, reason=found["refused"])
 
     def _announce_missing(self, newest: int) -> None:
         """Announce the newest promoted checkpoint, or its adapters, if a crash came between saving and announcing."""

@@ -171,15 +171,30 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     return Adapter({name: one * factor + factor for name, one in adapter.weights.items()})
 
 
-def test_adapter_whose_loss_is_not_finite_is_refused_and_kept_as_before() -> None:
+def broken_moments(adapter: Adapter) -> Adapter:
+    nan = {name: torch.full_like(one, float("nan")) for name, one in adapter.optimizer.items()}
+    return Adapter(adapter.weights, nan)
+
+
+def test_adapter_that_breaks_in_training_is_refused_and_goes_on_from_before() -> None:
     state = fresh_state()
     one_round(state, round_input(0), ("home", "shorts"))
-    state.adapters["home"] = broken = scaled(state.adapters["home"], 1e30)
+    before = weights_of(state, "home")
+    state.adapters["home"] = broken_moments(state.adapters["home"])
     records = one_round(state, round_input(1), ("home", "shorts"))
     assert "not finite" in records["home"]["refused"]
-    assert state.adapters["home"] is broken
+    assert are_equal(weights_of(state, "home"), before)
     assert records["shorts"]["refused"] == ""
     assert state.model_version == 2  # the base goes on
+    assert one_round(state, round_input(2), ("home",))["home"]["refused"] == ""
+
+
+def test_adapter_that_was_broken_before_is_refused_and_begins_anew() -> None:
+    state = fresh_state()
+    one_round(state, round_input(0), ("home",))
+    state.adapters["home"] = scaled(state.adapters["home"], 1e30)
+    assert "not finite" in one_round(state, round_input(1), ("home",))["home"]["refused"]
+    assert state.adapters == {}
 
 
 def test_adapter_that_is_worse_than_its_base_is_refused_and_begins_anew() -> None:
@@ -226,16 +241,24 @@ def test_rounds_teach_ranking_to_put_what_is_watched_above_what_is_left_alone() 
     wanted = [f"v{one}" for one in range(24) if one % 8 < 3]
     others = [f"v{one}" for one in range(24) if one % 8 >= 3]
     # As wide as `nano`: behind 32 numbers no answer can be much more probable than the rest of the vocabulary.
-    config = replace(TINY, hidden_size=128, num_heads=4, intermediate_size=128)
-    lrm = build_lrm([video.title for video in VIDEOS.values()], SPACE, config=config)
-    state = new_state(lrm, replace(CONFIG, block_tokens=256), seed=3)
+    config = replace(TINY, hidden_size=128, num_heads=4, intermediate_size=256)
+    words = [f"{video.title} Drama 100% 60s\nhome:" for video in VIDEOS.values()]
+    state = new_state(build_lrm(words * 4, SPACE, config=config), CONFIG, seed=3)
+    state.config = replace(CONFIG, block_tokens=256)
     rng = random.Random(0)
-    for _ in range(6):
-        rows = [shard_row(f"u{user}", rng.sample(wanted, 4)) for user in range(6)]
-        new = RoundInput(rows=rows, new_videos=list(VIDEOS.values()), videos=VIDEOS)
-        impressions = [shown(row.user_id, rng.sample(others, 8)) for row in rows]
+    for number in range(11):
+        rows = [shard_row(f"u{user}", rng.sample(wanted, 4)) for user in range(8)]
+        new = RoundInput(
+            rows=rows, new_videos=list(VIDEOS.values()) if number < 3 else [], videos=VIDEOS
+        )
         run_round(state, new, LIMITS)
-        run_adapters(state, new, LIMITS, names=("ranking",), shown=impressions)
+        impressions = [
+            shown(row.user_id, rng.sample(others, 4), at_ms=1000 + rng.randrange(4))
+            for row in rows
+            for _ in range(2)
+        ]
+        if number >= 3:  # a base is fitted first
+            run_adapters(state, new, LIMITS, names=("ranking",), shown=impressions)
     ranking = adapted(state.lrm, state.adapters["ranking"])
     asked = Request(None, shard_row("new", ["v8", "v1"]).watches, Ask("home"))
     [found] = rank(ranking, [asked], [[*wanted, *others]], VIDEOS)
