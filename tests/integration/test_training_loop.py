@@ -39,7 +39,7 @@ from tests.tiny_serving import publish_tiny_codebook
 from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
 from workers.training_intake import TrainingIntake
-from workers.training_state import Positions, load_state, new_state, save_state
+from workers.training_state import Plan, Positions, load_state, new_state, save_state
 
 pytestmark = pytest.mark.integration
 
@@ -230,6 +230,7 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
 def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     ray_cluster: None, settings: Settings, tmp_path: Path, moment: str
 ) -> None:
+    settings = with_values(settings, training__adapters=("home",))
     other = with_values(
         settings,
         var_dir=tmp_path / "other",
@@ -260,7 +261,7 @@ def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     def learned(each: Settings) -> list[tuple[object, ...]]:
         return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each)]
 
-    assert len(learned(other)) == 3
+    assert len(learned(other)) == 5  # the first base, and two with an adapter
     assert learned(settings) == learned(other)
 
 
@@ -362,18 +363,27 @@ def test_impressions_of_a_begun_round_are_found_again(
     """Also by a loop that starts anew, and those shown since then are not among them."""
     adapted = with_values(settings, training__adapters=("ranking",))
     store = ObjectStore(settings.storage.root)
-    options = {"codebook_version": 1, "positions": Positions()}
-    intake = TrainingIntake(adapted, store, until=None, **options)
+
+    def intake(until: Plan | None) -> TrainingIntake:
+        return TrainingIntake(
+            adapted, store, codebook_version=1, positions=Positions(), until=until
+        )
+
+    first = intake(None)
     show(settings, "u0", ["v20"])
     show(settings, "u7", ["v22"])
     announce_shard(settings, 0, some_rows(0))
-    wait_until(lambda: intake.poll() or intake.is_enough, timeout_s=60, what="the shard")
-    plan = intake.plan(2)
+
+    def is_there() -> bool:
+        first.poll()
+        return first.is_enough
+
+    wait_until(is_there, timeout_s=60, what="the shard")
+    plan = first.plan(2)
     show(settings, "u0", ["v21"])
-    resumed = TrainingIntake(adapted, store, until=plan, **options)
-    for each in (intake, resumed):
-        found = each.shown_to(each.read_rows(plan), plan)
-        assert [(one.user_id, one.video_ids) for one in found] == [("u0", ("v20",))]
-        erased = each.read_rows(plan)._replace(erased_users=frozenset({"u0"}))
-        assert each.shown_to(erased, plan) == []
+    for each in (first, intake(plan)):
+        found = each.read_rows(plan)
+        shown = each.shown_to(found, plan)
+        assert [(one.user_id, one.video_ids) for one in shown] == [("u0", ("v20",))]
+        assert each.shown_to(found._replace(erased_users=frozenset({"u0"})), plan) == []
         each.close()
