@@ -78,7 +78,9 @@ def adapted(lrm: Lrm, adapter: Adapter | None = None, *, name: str = "") -> Lrm:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
-        model = AutoModelForCausalLM.from_config(lrm.model.config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            lrm.model.config, dtype=torch.float32, attn_implementation="sdpa"
+        )
         model.load_state_dict(plain_weights(lrm.model), assign=True)  # the same memory
         model.tie_weights()
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")

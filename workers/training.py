@@ -5,7 +5,7 @@
                 serving.impressions, if they rank
     actor       rows and videos of one round            nothing               a checkpoint folder
 
-Exactly once in effect: the positions in both topics are in the checkpoint, never in a consumer group. A round is
+Exactly once in effect: the positions in all topics are in the checkpoint, never in a consumer group. A round is
 (1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
 point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
 after (3) it does not, and an announcement that is missing is made up for at the start.

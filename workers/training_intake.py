@@ -3,7 +3,8 @@
 A round takes all new videos, and waiting shards whole and in their order, one at least, until it has
 `round_watches_max` watches. A loop that is so far behind that `backlog_rounds_max` such rounds are waiting takes all
 of them at once and learns a sample of their rows, by a hash of shard and user, of some `round_watches_max` watches:
-what is new counts more than all of what is old. The rest is counted as left out.
+what is new counts more than all of what is old. The rest is counted as left out. What was shown to the users
+of its rows comes along for the ranking adapter (`workers.impression_intake`).
 
 Delivery: nothing is committed. Positions are in the checkpoint (`workers.training_state`), and what a round takes is
 written down before it begins: started again at any moment, this hands out the same.
