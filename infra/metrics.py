@@ -76,6 +76,11 @@ UNKNOWN_VIDEOS = Counter(
     "Watches whose video had no semantic ID at training time.",
 )
 ROUNDS = Counter("freshet_training_rounds_total", "Training rounds, by outcome.", ["outcome"])
+ADAPTERS = Counter(
+    "freshet_training_adapters_total",
+    "Adapters after a round that was promoted, by outcome.",
+    ["adapter", "outcome"],
+)
 BACKLOG = Gauge("freshet_training_backlog_shards", "Announced shards that no round has taken yet.")
 BACKLOG_WATCHES = Gauge(
     "freshet_training_backlog_watches", "Watches in announced shards that no round has taken yet."

@@ -115,6 +115,9 @@ class WatchSettings(_Group):
     )
 
 
+AdapterName = Literal["home", "watch_next", "shorts", "search", "music", "ranking"]
+
+
 class TrainingSettings(_Group):
     """The training loop."""
 
@@ -148,6 +151,11 @@ class TrainingSettings(_Group):
     )
     evaluate_max: int = Field(
         64, ge=0, description="new rows scored before each round trains on them"
+    )
+    adapters: tuple[AdapterName, ...] = Field(
+        (),
+        description="adapters beside the base, a JSON list of home, watch_next, shorts, search, music, ranking; "
+        "none by default, as each learns its rows once more and so lengthens every round",
     )
     keep_checkpoints: int = Field(
         4,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
 LRM_MODEL_NAME = "lrm"
-"""`model_name` of the checkpoints that answer recommendations; other names are other models."""
+"""`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")
@@ -254,6 +254,12 @@ class CheckpointPromoted(_Model):
     )
     newest_event_time_ms: int = 0
     promoted_time_ms: int
+    base_model_version: int | None = Field(
+        None, description="of an adapter: the model_version of the base it belongs to"
+    )
+    base_sha256: str | None = Field(
+        None, description="of an adapter: of the weights file of its base, and of no other"
+    )
 
 
 class ImpressionItem(_Model):

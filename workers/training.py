@@ -1,10 +1,11 @@
 """The training loop: new shards and new videos in, checkpoints out; `freshet train`.
 
     loop        consumes                                waits for             produces
-    supervisor  training.shards, video.semantic_ids     the actor's round     model.checkpoints
+    supervisor  training.shards, video.semantic_ids,    the actor's round     model.checkpoints
+                serving.impressions, if they rank
     actor       rows and videos of one round            nothing               a checkpoint folder
 
-Exactly once in effect: the positions in both topics are in the checkpoint, never in a consumer group. A round is
+Exactly once in effect: the positions in all topics are in the checkpoint, never in a consumer group. A round is
 (1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
 point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
 after (3) it does not, and an announcement that is missing is made up for at the start. A round that may work later,
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -36,6 +37,7 @@ from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
+from workers.adapter_announcements import adapter_promotions, log_adapters
 from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
 from workers.training_intake import TrainingIntake
 from workers.training_round import EARLIER_WATCHES, metric_name
@@ -165,6 +167,7 @@ class TrainingLoop:
             watches_left_out=found.watches_left_out,
             new_video_ids=self._intake.new_video_ids,
             positions=plan.positions,
+            shown=self._intake.shown_to(found, plan),
         )
 
     def _given_to_actor(self, task: RoundTask, stopping: threading.Event) -> RoundOutcome | None:
@@ -230,6 +233,7 @@ class TrainingLoop:
             **measured,
             **laps,
         )
+        log_adapters(read_record(self._store, self._model_name, outcome.model_version))
         if not outcome.refused:
             self._announce(
                 outcome.model_version,
@@ -262,22 +266,32 @@ class TrainingLoop:
         )
         send(self._producer, self._settings.kafka, CHECKPOINTS, self._model_name, event)
         flush(self._producer)
+        self._announce_adapters(model_version, {})
+
+    def _announce_adapters(self, model_version: int, announced: Mapping[str, int]) -> None:
+        """Announce what a checkpoint has of adapters, but for those announced with it already."""
+        document = read_record(self._store, self._model_name, model_version)
+        for event in adapter_promotions(self._model_name, document):
+            if event.model_version > announced.get(event.model_name, 0):
+                send(self._producer, self._settings.kafka, CHECKPOINTS, event.model_name, event)
+        flush(self._producer)
 
     def _announce_missing(self, newest: int) -> None:
-        """Announce the newest promoted checkpoint if a crash came between saving and announcing it."""
-        announced = 0
+        """Announce the newest promoted checkpoint, or its adapters, if a crash came between saving and announcing."""
+        announced: dict[str, int] = {}
         with TopicReader(self._settings.kafka, [CHECKPOINTS]) as reader:
             for _, message in reader.read_to_end():
-                if message.key() != self._model_name.encode():
-                    continue
                 try:
-                    announced = max(
-                        announced, decode(CheckpointPromoted, message.value()).model_version
-                    )
+                    event = decode(CheckpointPromoted, message.value())
                 except DecodeError as error:
                     log.warning("record_refused", topic=CHECKPOINTS.name, reason=error.reason)
+                    continue
+                newest_before = announced.get(event.model_name, 0)
+                announced[event.model_name] = max(newest_before, event.model_version)
         record = read_record(self._store, self._model_name, newest)
-        if newest > announced and not record["record"]["refused"]:
+        if newest <= announced.get(self._model_name, 0):
+            self._announce_adapters(newest, announced)
+        elif not record["record"]["refused"]:
             self._announce(
                 newest,
                 record["sha256"],

@@ -25,6 +25,8 @@ from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
 from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
+from workers.adapter_rounds import AdapterRecord, run_adapters
+from workers.impression_intake import Shown
 from workers.training_round import RoundInput, RoundLimits, Train, run_round, train_alone
 from workers.training_state import (
     Positions,
@@ -73,6 +75,7 @@ class RoundTask:
         watches_left_out: of the shards, because the loop is behind.
         new_video_ids: assigned between the last checkpoint's positions and these.
         positions: what the next round starts from.
+        shown: to the users of the rows, for the ranking adapter.
     """
 
     rows: Sequence[ShardRow]
@@ -81,13 +84,14 @@ class RoundTask:
     positions: Positions
     erased_users: frozenset[str] = frozenset()
     watches_left_out: int = 0
+    shown: Sequence[Shown] = ()
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
     """What came of a round; `refused` names the gate's reason, or is empty.
 
-    `laps_s` says where the seconds went, by part: those of `RoundResult`, and "checkpoint".
+    `laps_s` says where the seconds went, by part: those of `RoundResult`, "adapters" and "checkpoint".
     """
 
     model_version: int
@@ -159,10 +163,14 @@ class LrmTrainer:
             erased_users=task.erased_users,
         )
         limits = RoundLimits(training.replay_share, training.evaluate_max)
-        refused = ""
+        refused, adapters = "", {}
         try:
             result = run_round(self._state, new, limits, train=self._train)
             metrics, laps = result.metrics, result.laps
+            adapters = run_adapters(
+                self._state, new, limits, names=training.adapters, shown=task.shown
+            )
+            laps.end("adapters")
         except GateError as error:
             refused, metrics, laps = str(error), {}, Laps()
             self._load_newest()  # the weights from before, the positions from after: these shards are not retried
@@ -170,7 +178,7 @@ class LrmTrainer:
             self._state.model_version += 1
         metrics["watches_left_out"] = float(task.watches_left_out)
         self._state.positions = task.positions
-        sha256 = self._save(task, metrics, refused)
+        sha256 = self._save(task, metrics, refused, adapters)
         laps.end("checkpoint")
         return RoundOutcome(
             model_version=self._state.model_version,
@@ -183,11 +191,18 @@ class LrmTrainer:
             refused=refused,
         )
 
-    def _save(self, task: RoundTask, metrics: dict[str, float], refused: str) -> str:
+    def _save(
+        self,
+        task: RoundTask,
+        metrics: dict[str, float],
+        refused: str,
+        adapters: dict[str, AdapterRecord],
+    ) -> str:
         record: dict[str, Any] = {
             "shard_ids": task.shard_ids,
             "metrics": metrics,
             "refused": refused,
+            "adapters": adapters,
         }
         scratch = self._settings.var_dir / "scratch"
         try:

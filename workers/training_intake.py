@@ -3,7 +3,8 @@
 A round takes all new videos, and waiting shards whole and in their order, one at least, until it has
 `round_watches_max` watches. A loop that is so far behind that `backlog_rounds_max` such rounds are waiting takes all
 of them at once and learns a sample of their rows, by a hash of shard and user, of some `round_watches_max` watches:
-what is new counts more than all of what is old. The rest is counted as left out.
+what is new counts more than all of what is old. The rest is counted as left out. What was shown to the users
+of its rows comes along for the ranking adapter (`workers.impression_intake`).
 
 Delivery: nothing is committed. Positions are in the checkpoint (`workers.training_state`), and what a round takes is
 written down before it begins: started again at any moment, this hands out the same.
@@ -29,6 +30,8 @@ from streams.codec import decode
 from streams.events import ShardSealed
 from streams.shards import ShardRow, read_erased_users, read_shard
 from streams.topics import SEMANTIC_IDS, SHARDS
+from workers.adapter_rounds import RANKING
+from workers.impression_intake import ImpressionIntake, Shown
 from workers.training_actor import Video
 from workers.training_state import Plan, Positions
 
@@ -88,6 +91,10 @@ class TrainingIntake:
         self._read_videos(until.positions.next_semantic_id_offsets if until else {})
         for _, message in self._shards_reader.read_to_end() if until else ():
             self._take_shard(message)
+        self._impressions: ImpressionIntake | None = None
+        if RANKING in settings.training.adapters:
+            window = (until.positions if until else positions).first_impression_offsets
+            self._impressions = ImpressionIntake(settings.kafka, window, is_begun=until is not None)
 
     def poll(self) -> None:
         """Read what is new; shards first, so that the videos of every shard are known when it is learned from.
@@ -155,7 +162,8 @@ class TrainingIntake:
                 end = each.offset + 1
                 break
         videos = {at: to for (_, at), to in self._videos_reader.next_offsets.items()}
-        return Plan(model_version, Positions(end, videos), share)
+        window = self._impressions.read() if self._impressions else ()
+        return Plan(model_version, Positions(end, videos, *window), share)
 
     def read_rows(self, plan: Plan) -> ShardRows:
         """Return the rows of all planned shards that are what was announced; others are logged and counted.
@@ -199,6 +207,14 @@ class TrainingIntake:
                 f"its rows are of codebook_version {sorted(others)}, the model in training speaks {known}"
             )
 
+    def shown_to(self, found: ShardRows, plan: Plan) -> list[Shown]:
+        """Return what was shown to the users of some rows, within the plan's window and unless they were erased."""
+        if self._impressions is None:
+            return []
+        users = {row.user_id for row in found.rows} - found.erased_users
+        first, end = plan.positions.first_impression_offsets, plan.positions.next_impression_offsets
+        return self._impressions.of_users(users, first, end)
+
     def _taken(self, plan: Plan) -> list[_Waiting]:
         return [each for each in self._waiting if each.offset < plan.positions.next_shard_offset]
 
@@ -212,6 +228,8 @@ class TrainingIntake:
         """Leave the brokers."""
         self._videos_reader.close()
         self._shards_reader.close()
+        if self._impressions is not None:
+            self._impressions.close()
 
 
 def _num_watches(rows: list[ShardRow]) -> int:

@@ -4,6 +4,7 @@
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
         optimizer.safetensors reservoir.parquet watch_counts.json state.json      what the next round needs as well
         adapters.safetensors      and this, where low-rank adapters learn: the half of them that folding leaves
+        adapters/home/ …          and these, one for each adapter that stays beside the base (`models.surface_adapters`)
     <store>/checkpoints/<model name>/plan.json    what the round after the newest checkpoint takes, once it has begun
 
 The files are written first and state.json last: it names their hashes, and without it there is no checkpoint. The
@@ -29,6 +30,7 @@ from infra.errors import VersionMismatchError
 from infra.storage import ObjectStore, sha256_of
 from models.adapters import adapter_tensors, restore_adapters
 from models.lrm import Lrm, load_lrm, save_lrm
+from models.surface_adapters import Adapter, Base, read_adapter, save_adapter
 from models.training import (
     TrainingConfig,
     make_optimizer,
@@ -42,6 +44,7 @@ CHECKPOINTS_KEY = "checkpoints"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
+ADAPTERS_FOLDER = "adapters"
 RESERVOIR_FILE = "reservoir.parquet"
 COUNTS_FILE = "watch_counts.json"
 PLAN_FILE = "plan.json"
@@ -49,10 +52,15 @@ PLAN_FILE = "plan.json"
 
 @dataclass
 class Positions:
-    """What has been learned from: the next offset of each partition of the two topics that training consumes."""
+    """What has been learned from: the next offset of each partition of the topics that training consumes.
+
+    Of impressions a window, as they wait for their user's next watch; empty where no adapter learns from them.
+    """
 
     next_shard_offset: int = 0
     next_semantic_id_offsets: dict[int, int] = field(default_factory=dict)
+    first_impression_offsets: dict[int, int] = field(default_factory=dict)
+    next_impression_offsets: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class TrainingState:
     Attributes:
         anchor_rows: held out of all training; their loss shows forgetting.
         watch_counts: of each live video, how many of its watches were learned.
+        adapters: that stay beside the base, by name.
     """
 
     lrm: Lrm
@@ -165,6 +174,7 @@ class TrainingState:
     anchor_loss: float = float("inf")
     newest_event_time_ms: int = 0
     watch_counts: Counter[str] = field(default_factory=Counter)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
     def forget(self, videos: Container[str], users: Container[str]) -> None:
         """Drop what is held of videos that are not among these, and of these users."""
@@ -192,6 +202,11 @@ def new_state(
 def checkpoint_key(model_name: str, model_version: int) -> str:
     """Return where a checkpoint is in the object store."""
     return f"{CHECKPOINTS_KEY}/{model_name}/{model_version:06d}"
+
+
+def adapter_path(name: str) -> str:
+    """Return where an adapter is in its base's checkpoint."""
+    return f"{ADAPTERS_FOLDER}/{name}"
 
 
 def checkpoint_versions(store: ObjectStore, model_name: str) -> list[int]:
@@ -228,7 +243,14 @@ def save_state(
         save_file(adapters, folder / ADAPTERS_FILE)
     (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
     (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    base = Base(state.model_version, sha256, state.lrm.space.codebook_version)
+    for name, adapter in state.adapters.items():
+        save_adapter(adapter, folder / adapter_path(name), base)
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     version, internal, gauss = state.rng.getstate()
     document = {
         "model_version": state.model_version,
@@ -270,8 +292,13 @@ def load_positions(store: ObjectStore, model_name: str, model_version: int) -> P
 
 def _positions(document: dict[str, Any]) -> Positions:
     found = document["positions"]
-    offsets = {int(at): to for at, to in found["next_semantic_id_offsets"].items()}
-    return Positions(found["next_shard_offset"], offsets)
+    by_partition = (
+        {int(at): to for at, to in found.get(name, {}).items()}  # older ones know no impressions
+        for name in (
+            "next_semantic_id_offsets", "first_impression_offsets", "next_impression_offsets",
+        )
+    )  # fmt: skip
+    return Positions(found["next_shard_offset"], *by_partition)
 
 
 def load_state(
@@ -317,6 +344,9 @@ def load_state(
         anchor_loss=document["anchor_loss"],
         newest_event_time_ms=document["newest_event_time_ms"],
         watch_counts=_watch_counts(folder / COUNTS_FILE),
+        adapters={
+            path.name: read_adapter(path) for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
+        },
     )
 
 

@@ -21,6 +21,8 @@ from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
+from models.lrm import load_lrm
+from models.surface_adapters import load_adapter
 from models.training import TrainingConfig
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
@@ -29,16 +31,19 @@ from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
     CheckpointPromoted,
+    ImpressionItem,
+    ImpressionsShown,
     SemanticIdAssigned,
 )
 from streams.shards import ShardRow, write_shard
-from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
+from streams.topics import CHECKPOINTS, IMPRESSIONS, SEMANTIC_IDS, SHARDS
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
 from tests.sealed_shards import sealed_shard
 from tests.tiny_serving import publish_tiny_codebook
 from workers.training import TrainingLoop
 from workers.training_actor import RoundOutcome
-from workers.training_state import load_state, new_state, save_state
+from workers.training_intake import TrainingIntake
+from workers.training_state import Plan, Positions, load_state, new_state, save_state
 
 pytestmark = pytest.mark.integration
 
@@ -302,6 +307,7 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
 def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     ray_cluster: None, settings: Settings, tmp_path: Path, moment: str
 ) -> None:
+    settings = with_values(settings, training__adapters=("home",))
     other = with_values(
         settings,
         var_dir=tmp_path / "other",
@@ -332,7 +338,7 @@ def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     def learned(each: Settings) -> list[tuple[object, ...]]:
         return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each)]
 
-    assert len(learned(other)) == 3
+    assert len(learned(other)) == 5  # the first base, and two with an adapter
     assert learned(settings) == learned(other)
 
 
@@ -377,3 +383,84 @@ def test_new_videos_alone_are_worth_a_round(ray_cluster: None, settings: Setting
     running.stop()
     assert running.outcomes[0].metrics["tokens"] > 0
     assert [one.shard_ids for one in promoted(settings)] == [(), ()]
+
+
+def show(settings: Settings, user_id: str | None, video_ids: list[str]) -> None:
+    items = [
+        ImpressionItem(video_id=video_id, position=place, source="lrm", age_s=0, new=False)
+        for place, video_id in enumerate(video_ids)
+    ]
+    event = ImpressionsShown(
+        event_time_ms=1002, request_id="r", user_id=user_id, surface="home", arm="lrm", model_version=1,
+        codebook_version=1, items=tuple(items),
+    )  # fmt: skip
+    client = producer(settings.kafka)
+    send(client, settings.kafka, IMPRESSIONS, user_id or "nobody", event)
+    flush(client)
+
+
+def test_adapters_are_announced_behind_their_base_once_each(
+    ray_cluster: None, settings: Settings
+) -> None:
+    adapted = with_values(settings, training__adapters=("home", "shorts", "ranking"))
+    first = Running(adapted)
+    for user_id in ("u0", "u1", None):
+        show(settings, user_id, ["v20", "v21", "v0"])
+    announce_shard(settings, 0, some_rows(0))
+    first.await_rounds(1)
+    first.stop()
+    announce_shard(settings, 1, some_rows(1))
+    second = Running(adapted)
+    second.await_rounds(1)
+    second.stop()
+
+    found = promoted(settings)
+    names = ["lrm", "lrm.home", "lrm.ranking"]  # nobody watches shorts
+    assert [(one.model_name, one.model_version) for one in found] == [
+        ("lrm", 1), *((name, 2) for name in names), *((name, 3) for name in names),
+    ]  # fmt: skip
+    with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
+        keys = [message.key().decode() for _, message in reader.read_to_end()]
+    assert keys == [one.model_name for one in found]
+    store, cache = ObjectStore(settings.storage.root), settings.var_dir / "cache"
+    for base, *adapters in (found[1:4], found[4:]):
+        lrm = load_lrm(store.local_directory(base.path, cache), sha256=base.sha256)
+        for one in adapters:
+            assert (one.base_model_version, one.base_sha256) == (base.model_version, base.sha256)
+            folder = store.local_directory(one.path, cache)
+            load_adapter(lrm, folder, base_sha256=base.sha256, sha256=one.sha256)
+    positions = load_state(store, LRM_MODEL_NAME, 3, cache=cache).positions
+    assert sum(positions.next_impression_offsets.values()) == 3
+    assert sum(positions.first_impression_offsets.values()) == 0  # they may still be judged
+
+
+def test_impressions_of_a_begun_round_are_found_again(
+    ray_cluster: None, settings: Settings
+) -> None:
+    """Also by a loop that starts anew, and those shown since then are not among them."""
+    adapted = with_values(settings, training__adapters=("ranking",))
+    store = ObjectStore(settings.storage.root)
+
+    def intake(until: Plan | None) -> TrainingIntake:
+        return TrainingIntake(
+            adapted, store, codebook_version=1, positions=Positions(), until=until
+        )
+
+    first = intake(None)
+    show(settings, "u0", ["v20"])
+    show(settings, "u7", ["v22"])
+    announce_shard(settings, 0, some_rows(0))
+
+    def is_there() -> bool:
+        first.poll()
+        return first.is_enough
+
+    wait_until(is_there, timeout_s=60, what="the shard")
+    plan = first.plan(2)
+    show(settings, "u0", ["v21"])
+    for each in (first, intake(plan)):
+        found = each.read_rows(plan)
+        shown = each.shown_to(found, plan)
+        assert [(one.user_id, one.video_ids) for one in shown] == [("u0", ("v20",))]
+        assert each.shown_to(found._replace(erased_users=frozenset({"u0"})), plan) == []
+        each.close()
