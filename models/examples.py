@@ -114,13 +114,32 @@ def behaviour_examples(
     return examples
 
 
+def window_examples(
+    lrm: Lrm, histories: Iterable[Behaviour], videos: Videos, rng: random.Random
+) -> list[Example]:
+    """Return texts in which the codes of *every* new watch are learned, each history cut at a random place.
+
+    For fits of several epochs over whole histories: windows of `history_max` watches that do not overlap read no token
+    twice, and each epoch cuts elsewhere, so that a watch is learned behind contexts of all lengths.
+    """
+    examples = []
+    for one in histories:
+        watches = [watch for watch in one.watches if watch.video_id in videos]
+        end = rng.randint(1, lrm.history_max) if len(watches) > lrm.history_max else len(watches)
+        start = 0
+        while start < len(watches):
+            examples.append(_behaviour(lrm, one.viewer, watches[start:end], 0, videos))
+            start, end = end, end + lrm.history_max
+    return examples
+
+
 def _behaviour(
     lrm: Lrm,
     viewer: ViewerLike | None,
     watches: Sequence[WatchLike],
     first_new: int,
     videos: Videos,
-    surface: str | None,
+    surface: str | None = None,
 ) -> Example:
     head = render_viewer(viewer)
     token_ids = lrm.encode(head)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,12 +20,13 @@ from models.base_models import NANO_MODEL, extended_lrm
 from models.code_embeddings import read_code_vectors
 from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
 from models.examples import (
+    Behaviour,
     Block,
-    behaviour_examples,
     describe_texts,
     pack,
     text_examples,
     watch_text_examples,
+    window_examples,
 )
 from models.lrm import NANO, Lrm, LrmConfig, build_lrm
 from models.prompts import render_history, render_semantic_id
@@ -36,7 +38,7 @@ from models.training import (
     pretrained_config,
     train_on,
 )
-from streams.shards import ShardRow
+from streams.shards import NewWatch, ShardRow
 from workers.training_actor import Video
 from workers.training_round import behaviours, loss_on
 from workers.training_state import TrainingState, new_state
@@ -132,14 +134,25 @@ def _blocks(
     config: BootstrapConfig,
     rng: random.Random,
 ) -> list[Block]:
-    behaviour = behaviour_examples(lrm, behaviours(rows), videos)
+    histories = whole_histories(rows)
     metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
     blocks = []
     for _ in range(config.epochs):
         drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
         drawn += watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng)
-        blocks += pack(behaviour + drawn, block_tokens=config.training.block_tokens, rng=rng)
+        drawn += window_examples(lrm, histories, videos, rng)
+        blocks += pack(drawn, block_tokens=config.training.block_tokens, rng=rng)
     return blocks
+
+
+def whole_histories(rows: Iterable[ShardRow]) -> list[Behaviour]:
+    """Return each user's new watches in all rows as one history; the rows are in time order."""
+    watches: dict[str, list[NewWatch]] = defaultdict(list)
+    viewers: dict[str, ShardRow] = {}
+    for row in rows:
+        watches[row.user_id] += row.watches
+        viewers[row.user_id] = row
+    return [Behaviour(viewers[user], [], found) for user, found in watches.items()]
 
 
 def _fit(

@@ -14,6 +14,7 @@ from models.examples import (
     behaviour_examples,
     pack,
     text_examples,
+    window_examples,
 )
 from models.lrm import Lrm
 from models.prompts import VideoLike
@@ -60,6 +61,19 @@ def test_new_watches_are_learned_once_each_and_history_never() -> None:
     ]
     assert learned == wanted
     assert len(examples) > 1
+
+
+def test_windows_learn_every_watch_once_and_are_cut_elsewhere_each_time() -> None:
+    lrm, rng = tiny_lrm(), random.Random(0)
+    watches = [SeenWatch(f"v{number % 24}") for number in range(50)]
+    histories = [Behaviour(None, [], watches), Behaviour(None, [], watches[:3])]
+    epochs = [window_examples(lrm, histories, VIDEOS, rng) for _ in range(4)]
+    learned = [
+        sum(label != IGNORED for example in epoch for label in example.labels) for epoch in epochs
+    ]
+    assert learned == [53 * lrm.space.num_levels] * 4
+    assert len({tuple(len(example.token_ids) for example in epoch) for epoch in epochs}) > 1
+    assert all(len(epoch) in (4, 5) for epoch in epochs)  # of 20 watches at most, and the short one
 
 
 def test_packing_keeps_every_token_and_label_without_padding() -> None:
