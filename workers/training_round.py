@@ -31,7 +31,7 @@ from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
 from streams.shards import NewWatch, PastWatch, ShardRow
-from workers.training_state import TrainingState
+from workers.training_state import Progress, TrainingState
 
 # Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
 ANCHOR_LOSS_RISE_MAX = 0.10
@@ -103,11 +103,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
     result.laps.end("train")
     state.steps += len(result.losses)
     state.model_version += 1
-    for row in new.rows:
-        state.reservoir.add(row, state.rng)
-        for watch in row.watches:
-            state.newest_event_time_ms = max(state.newest_event_time_ms, watch.event_time_ms)
-            state.watch_counts[watch.video_id] += 1
+    state.count(new.rows)
     result.metrics |= {
         "loss": sum(result.losses) / max(1, len(result.losses)),
         "steps": float(len(result.losses)),
@@ -173,14 +169,28 @@ def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dic
     Also by how many watches of the target have been learned: `metric_name` names them, and one of `EARLIER_WATCHES`
     that nothing in the sample fell into is left out.
     """
+    sample = sampled_watches(new, evaluate_max, state.rng)
+    ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
+    return by_earlier_watches(state, sample, ranked)
+
+
+def sampled_watches(
+    new: RoundInput, evaluate_max: int, rng: random.Random
+) -> list[tuple[ShardRow, int]]:
+    """Return some new watches of live videos, each as its row and its place in it."""
     asked = [
         (row, index)
         for row in new.rows
         for index, watch in enumerate(row.watches)
         if watch.video_id in new.videos
     ]
-    sample = state.rng.sample(asked, min(evaluate_max, len(asked)))
-    ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
+    return rng.sample(asked, min(evaluate_max, len(asked)))
+
+
+def by_earlier_watches(
+    state: Progress, sample: Sequence[tuple[ShardRow, int]], ranked: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return how well sampled watches were ranked, of all and by how many watches of the video were learned before."""
     targets = [row.watches[index].video_id for row, index in sample]
     measured: dict[str, float] = {}
     for earlier, (least, most) in EARLIER_WATCHES.items():
