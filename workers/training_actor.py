@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -24,9 +26,11 @@ from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
 from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
-from workers.training_round import RoundInput, RoundLimits, run_round
+from workers.training_round import RoundInput, RoundLimits, RoundResult, run_round
 from workers.training_state import (
     Positions,
+    Progress,
+    TrainingState,
     checkpoint_key,
     checkpoint_versions,
     load_state,
@@ -99,8 +103,10 @@ class RoundOutcome:
     refused: str
 
 
-class LrmTrainer:
-    """The state of training, moved forward by rounds; testable without Ray."""
+class Trainer(ABC):
+    """The state of a model in training, moved forward by rounds; testable without Ray."""
+
+    _state: Progress
 
     def __init__(self, settings: Settings, model_name: str) -> None:
         log.configure("train.actor", level=settings.log.level, format=settings.log.format)
@@ -108,19 +114,31 @@ class LrmTrainer:
         self._settings = settings
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
-        self._videos: dict[str, Video] = {}
+        self._videos: dict[str, Any] = {}
         self._load_newest()
 
     def _load_newest(self) -> None:
         version = checkpoint_versions(self._store, self._model_name)[-1]
         cache = self._settings.var_dir / "cache"
-        self._state = load_state(self._store, self._model_name, version, cache=cache)
+        self._state = self._load(version, cache)
+
+    @abstractmethod
+    def _load(self, version: int, cache: Path) -> Progress:
+        """Return the state of a checkpoint."""
+
+    @abstractmethod
+    def _train(self, task: RoundTask) -> RoundResult:
+        """Move the state one round forward; raises GateError where it must not be promoted."""
+
+    @abstractmethod
+    def _write(self, scratch: Path, record: dict[str, Any]) -> str:
+        """Save the state as a checkpoint and return its weights' sha256."""
 
     def pid(self) -> int:
         """Return this process's id."""
         return os.getpid()
 
-    def update_videos(self, changes: Mapping[str, Video | None]) -> int:
+    def update_videos(self, changes: Mapping[str, Any]) -> int:
         """Take in assigned, changed and (None) removed videos; return how many are live."""
         for video_id, video in changes.items():
             if video is None:
@@ -135,17 +153,9 @@ class LrmTrainer:
         Delivery: killed before the checkpoint is complete, nothing has happened; the same task is to be given again.
         """
         started = time.monotonic()
-        training = self._settings.training
-        new = RoundInput(
-            rows=task.rows,
-            new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
-            videos=self._videos,
-            erased_users=task.erased_users,
-        )
-        limits = RoundLimits(training.replay_share, training.evaluate_max)
         refused = ""
         try:
-            result = run_round(self._state, new, limits)
+            result = self._train(task)
             metrics, laps = result.metrics, result.laps
         except GateError as error:
             refused, metrics, laps = str(error), {}, Laps()
@@ -173,13 +183,36 @@ class LrmTrainer:
             "metrics": metrics,
             "refused": refused,
         }
-        scratch = self._settings.var_dir / "scratch"
+        scratch = self._settings.var_dir / "scratch" / self._model_name
         try:
-            return save_state(
-                self._state, self._store, self._model_name, scratch=scratch, record=record
-            )
+            return self._write(scratch, record)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+class LrmTrainer(Trainer):
+    """That of the LRM."""
+
+    _state: TrainingState
+
+    def _load(self, version: int, cache: Path) -> TrainingState:
+        return load_state(self._store, self._model_name, version, cache=cache)
+
+    def _train(self, task: RoundTask) -> RoundResult:
+        training = self._settings.training
+        new = RoundInput(
+            rows=task.rows,
+            new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
+            videos=self._videos,
+            erased_users=task.erased_users,
+        )
+        limits = RoundLimits(training.replay_share, training.evaluate_max)
+        return run_round(self._state, new, limits)
+
+    def _write(self, scratch: Path, record: dict[str, Any]) -> str:
+        return save_state(
+            self._state, self._store, self._model_name, scratch=scratch, record=record
+        )
 
 
 @ray.remote(num_cpus=0, max_restarts=0)

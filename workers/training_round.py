@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -169,20 +169,20 @@ def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dic
     Also by how many watches of the target have been learned: `metric_name` names them, and one of `EARLIER_WATCHES`
     that nothing in the sample fell into is left out.
     """
-    sample = sampled_watches(new, evaluate_max, state.rng)
+    sample = sampled_watches(new.rows, new.videos, evaluate_max, state.rng)
     ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
     return by_earlier_watches(state, sample, ranked)
 
 
 def sampled_watches(
-    new: RoundInput, evaluate_max: int, rng: random.Random
+    rows: Sequence[ShardRow], videos: Container[str], evaluate_max: int, rng: random.Random
 ) -> list[tuple[ShardRow, int]]:
-    """Return some new watches of live videos, each as its row and its place in it."""
+    """Return some watches of these videos, each as its row and its place in it."""
     asked = [
         (row, index)
-        for row in new.rows
+        for row in rows
         for index, watch in enumerate(row.watches)
-        if watch.video_id in new.videos
+        if watch.video_id in videos
     ]
     return rng.sample(asked, min(evaluate_max, len(asked)))
 

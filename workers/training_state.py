@@ -235,7 +235,7 @@ def save_state(
     shutil.rmtree(folder, ignore_errors=True)
     notes = {"training": asdict(state.config), "steps": state.steps}
     sha256 = save_lrm(state.lrm, folder, notes=notes)
-    save_file(optimizer_tensors(state.lrm, state.optimizer), folder / OPTIMIZER_FILE)
+    save_file(optimizer_tensors(state.lrm.model, state.optimizer), folder / OPTIMIZER_FILE)
     if adapters := adapter_tensors(state.lrm.model):
         save_file(adapters, folder / ADAPTERS_FILE)
     document = {
@@ -313,7 +313,7 @@ def load_state(
     if config.adapter_rank:
         restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))
     optimizer = make_optimizer(lrm, config)
-    restore_optimizer(lrm, optimizer, load_file(folder / OPTIMIZER_FILE))
+    restore_optimizer(lrm.model, optimizer, load_file(folder / OPTIMIZER_FILE))
     return TrainingState(
         lrm=lrm, config=config, optimizer=optimizer, **progress_of(document, folder)
     )
