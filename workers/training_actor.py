@@ -29,7 +29,7 @@ from streams.shards import ShardRow
 from workers.training_round import RoundInput, RoundLimits, RoundResult, run_round
 from workers.training_state import (
     Positions,
-    Progress,
+    RoundState,
     TrainingState,
     checkpoint_key,
     checkpoint_versions,
@@ -106,7 +106,7 @@ class RoundOutcome:
 class Trainer(ABC):
     """The state of a model in training, moved forward by rounds; testable without Ray."""
 
-    _state: Progress
+    _state: RoundState
 
     def __init__(self, settings: Settings, model_name: str) -> None:
         log.configure("train.actor", level=settings.log.level, format=settings.log.format)
@@ -123,7 +123,7 @@ class Trainer(ABC):
         self._state = self._load(version, cache)
 
     @abstractmethod
-    def _load(self, version: int, cache: Path) -> Progress:
+    def _load(self, version: int, cache: Path) -> RoundState:
         """Return the state of a checkpoint."""
 
     @abstractmethod

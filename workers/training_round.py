@@ -31,7 +31,7 @@ from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
 from streams.shards import NewWatch, PastWatch, ShardRow
-from workers.training_state import Progress, TrainingState
+from workers.training_state import RoundState, TrainingState
 
 # Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
 ANCHOR_LOSS_RISE_MAX = 0.10
@@ -188,7 +188,7 @@ def sampled_watches(
 
 
 def by_earlier_watches(
-    state: Progress, sample: Sequence[tuple[ShardRow, int]], ranked: Sequence[Sequence[str]]
+    state: RoundState, sample: Sequence[tuple[ShardRow, int]], ranked: Sequence[Sequence[str]]
 ) -> dict[str, float]:
     """Return how well sampled watches were ranked, of all and by how many watches of the video were learned before."""
     targets = [row.watches[index].video_id for row, index in sample]

@@ -145,7 +145,7 @@ def without(
 
 
 @dataclass(kw_only=True)
-class Progress:
+class RoundState:
     """What a round moves forward beside the model, of whatever kind that is.
 
     Attributes:
@@ -180,7 +180,7 @@ class Progress:
 
 
 @dataclass(kw_only=True)
-class TrainingState(Progress):
+class TrainingState(RoundState):
     """The mutable whole that a round of the LRM moves forward."""
 
     lrm: Lrm
@@ -249,9 +249,9 @@ def save_state(
 
 
 def complete_checkpoint(
-    state: Progress, folder: Path, document: dict[str, Any], store: ObjectStore, model_name: str
+    state: RoundState, folder: Path, document: dict[str, Any], store: ObjectStore, model_name: str
 ) -> None:
-    """Put the model's files in `folder` into the store, and with them the progress; `folder` goes.
+    """Put the model's files in `folder` into the store, and with them the rest of the state; `folder` goes.
 
     `document` is what state.json says of the model; the rest of it is added here.
 
@@ -315,7 +315,7 @@ def load_state(
     optimizer = make_optimizer(lrm, config)
     restore_optimizer(lrm.model, optimizer, load_file(folder / OPTIMIZER_FILE))
     return TrainingState(
-        lrm=lrm, config=config, optimizer=optimizer, **progress_of(document, folder)
+        lrm=lrm, config=config, optimizer=optimizer, **round_state_of(document, folder)
     )
 
 
@@ -340,8 +340,8 @@ def open_checkpoint(
     return document, folder
 
 
-def progress_of(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the fields of a `Progress` by name, as a checkpoint has them."""
+def round_state_of(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of a `RoundState` by name, as a checkpoint has them."""
     rows = read_shard((folder / RESERVOIR_FILE).read_bytes())
     num_anchors = document["anchor_rows"]
     rng = random.Random()

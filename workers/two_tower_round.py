@@ -6,7 +6,7 @@ As `workers.training_round`, and scored by the same figures; knows nothing of Ka
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -143,7 +143,11 @@ def anchor_loss(state: TwoTowerState) -> float:
 
 
 def first_two_tower_fit(
-    state: TwoTowerState, rows: Sequence[ShardRow], *, epochs: int
+    state: TwoTowerState,
+    rows: Sequence[ShardRow],
+    *,
+    epochs: int,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
     """Fit a new state to rows, its anchor rows not among them, and return the loss of each step.
 
@@ -152,6 +156,7 @@ def first_two_tower_fit(
     windows, training = list(windows_of(state.retriever, rows)), state.training
     losses: list[float] = []
     for epoch in range(epochs):
+        progress(epoch / epochs)
 
         def rate(share: float, done: int = epoch) -> float:
             return training.learning_rate((done + share) / epochs)

@@ -32,11 +32,11 @@ from streams.events import TWO_TOWER_CLUSTER, TWO_TOWER_HASH, SemanticIdAssigned
 from workers.training_state import (
     OPTIMIZER_FILE,
     Positions,
-    Progress,
     Reservoir,
+    RoundState,
     complete_checkpoint,
     open_checkpoint,
-    progress_of,
+    round_state_of,
 )
 
 TWO_TOWERS: dict[str, ItemTower] = {TWO_TOWER_CLUSTER: "cluster", TWO_TOWER_HASH: "hash"}
@@ -59,7 +59,7 @@ class Content(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class TwoTowerState(Progress):
+class TwoTowerState(RoundState):
     """The mutable whole that a round of a two-tower moves forward."""
 
     retriever: Retriever
@@ -149,5 +149,5 @@ def load_two_tower(
         retriever=retriever,
         training=training,
         optimizer=optimizer,
-        **progress_of(document, folder),
+        **round_state_of(document, folder),
     )

@@ -13,17 +13,22 @@ from pathlib import Path
 import pytest
 import ray
 
+from infra.errors import ConfigError
 from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
+from models.retriever import load_retriever
 from models.training import TrainingConfig
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send, wait_until
 from streams.codec import decode
+from streams.codes import encode_embedding
 from streams.events import (
     LRM_MODEL_NAME,
+    TWO_TOWER_CLUSTER,
+    TWO_TOWER_HASH,
     CheckpointPromoted,
     SemanticIdAssigned,
 )
@@ -32,9 +37,11 @@ from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
 from tests.sealed_shards import sealed_shard
 from tests.tiny_serving import publish_tiny_codebook
-from workers.training import TrainingLoop
+from tests.two_tower_factories import some_content, tiny_two_tower
+from workers.training import TrainingLoop, refreshed_models, run_loops
 from workers.training_actor import RoundOutcome
 from workers.training_state import load_state, new_state, save_state
+from workers.two_tower_state import TWO_TOWERS, save_two_tower
 
 pytestmark = pytest.mark.integration
 
@@ -69,17 +76,23 @@ def prepare(settings: Settings) -> None:
     state.model_version = 1
     state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
     record = {"shard_ids": [], "metrics": {}, "refused": ""}
-    save_state(state, store, LRM_MODEL_NAME, scratch=settings.var_dir / "scratch", record=record)
+    scratch = settings.var_dir / "scratch"
+    save_state(state, store, LRM_MODEL_NAME, scratch=scratch, record=record)
+    for name in TWO_TOWERS:
+        two_tower = tiny_two_tower(name)
+        two_tower.model_version = 1
+        save_two_tower(two_tower, store, name, scratch=scratch, record=record)
     publish_videos(settings)
 
 
 def publish_videos(settings: Settings) -> None:
-    client = producer(settings.kafka)
+    client, contents = producer(settings.kafka), some_content()
     for video_id, video in some_videos().items():
         event = SemanticIdAssigned(
             title=video.title, topics=video.topics, video_id=video_id, codes=video.semantic_id[:3],
-            disambiguation_code=video.semantic_id[3], codebook_version=1, embedding_f16="", upload_time_ms=0,
-            upload_append_time_ms=0, upload_position=0, assigned_time_ms=0,
+            disambiguation_code=video.semantic_id[3], codebook_version=1, upload_time_ms=0,
+            upload_append_time_ms=0, upload_position=0, assigned_time_ms=0, cluster_id=contents[video_id].cluster,
+            embedding_f16=encode_embedding(contents[video_id].embedding_C),
         )  # fmt: skip
         send(client, settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), event)
     flush(client)
@@ -123,10 +136,10 @@ def some_rows(number: int) -> list[ShardRow]:
 class Running:
     """A loop in a thread, and the outcomes of its rounds."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, model_name: str = LRM_MODEL_NAME) -> None:
         self.outcomes: list[RoundOutcome] = []
         self.stopping = threading.Event()
-        self.loop = TrainingLoop(settings)
+        self.loop = TrainingLoop(settings, model_name=model_name)
         self._thread = threading.Thread(
             target=self.loop.run, args=(self.stopping,), kwargs={"on_round": self.outcomes.append}
         )
@@ -141,9 +154,10 @@ class Running:
         self.loop.close()
 
 
-def promoted(settings: Settings) -> list[CheckpointPromoted]:
+def promoted(settings: Settings, model_name: str = LRM_MODEL_NAME) -> list[CheckpointPromoted]:
     with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
-        return [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
+        found = [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
+    return [one for one in found if one.model_name == model_name]
 
 
 def await_learned(settings: Settings, shard_id: str) -> None:
@@ -221,39 +235,47 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
     assert learned == ["shard-0", "shard-1", "shard-2"]
 
 
-@pytest.mark.parametrize("moment", ["_round", pytest.param("_conclude", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("moment", "model_name"),
+    [
+        ("_round", LRM_MODEL_NAME),
+        ("_round", TWO_TOWER_CLUSTER),
+        pytest.param("_conclude", LRM_MODEL_NAME, marks=pytest.mark.long),
+        pytest.param("_conclude", TWO_TOWER_HASH, marks=pytest.mark.long),
+    ],
+)
 def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
-    ray_cluster: None, settings: Settings, tmp_path: Path, moment: str
+    ray_cluster: None, settings: Settings, tmp_path: Path, moment: str, model_name: str
 ) -> None:
     other = with_values(
         settings,
         var_dir=tmp_path / "other",
         storage__root=str(tmp_path / "other-store"),
-        kafka__topic_prefix=f"whole-{moment}-",
+        kafka__topic_prefix=f"whole{moment}-{model_name}-",
     )
     prepare(other)
     for each in (settings, other):
         announce_shard(each, 0, some_rows(0))
-    whole = Running(other)
+    whole = Running(other, model_name)
     whole.await_rounds(1)
     announce_shard(other, 1, some_rows(1))
     whole.await_rounds(2)
     whole.stop()
 
     killed = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.stopped_training", moment],
+        [sys.executable, "-m", "tests.integration.stopped_training", moment, model_name],
         env=os.environ | as_environment(settings),
     )
     assert killed.wait(240) == -signal.SIGKILL
     announce_shard(
         settings, 1, some_rows(1)
     )  # waits: the round that was begun is repeated as it was
-    resumed = Running(settings)
+    resumed = Running(settings, model_name)
     resumed.await_rounds(1 if moment == "_conclude" else 2)
     resumed.stop()
 
     def learned(each: Settings) -> list[tuple[object, ...]]:
-        return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each)]
+        return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each, model_name)]
 
     assert len(learned(other)) == 3
     assert learned(settings) == learned(other)
@@ -300,3 +322,42 @@ def test_new_videos_alone_are_worth_a_round(ray_cluster: None, settings: Setting
     running.stop()
     assert running.outcomes[0].metrics["tokens"] > 0
     assert [one.shard_ids for one in promoted(settings)] == [(), ()]
+
+
+def test_models_are_refreshed_side_by_side_and_each_learns_every_shard_once(
+    ray_cluster: None, settings: Settings
+) -> None:
+    names = refreshed_models(settings)
+    assert names == list(settings.training.models)
+    for number in range(2):
+        announce_shard(settings, number, some_rows(number))
+    small = with_values(settings, training__round_watches_max=10)
+    stopping = threading.Event()
+    loops = [TrainingLoop(small, model_name=name) for name in names]
+    thread = threading.Thread(target=run_loops, args=(loops, stopping))
+    thread.start()
+    for name in names:
+        wait_until(
+            lambda name=name: len(promoted(settings, name)) == 3,  # type: ignore[misc]
+            timeout_s=240,
+            what=f"two rounds of {name}",
+        )
+    stopping.set()
+    thread.join()
+    for loop in loops:
+        loop.close()
+    for name in names:
+        learned = [shard_id for one in promoted(settings, name) for shard_id in one.shard_ids]
+        assert learned == ["shard-0", "shard-1"]
+    newest = promoted(settings, TWO_TOWER_HASH)[-1]
+    retriever = load_retriever(Path(settings.storage.root) / newest.path, sha256=newest.sha256)
+    assert len(retriever.rank([["v0"]], top_k=10, excluded=[["v0"]])[0]) == 10
+
+
+def test_two_towers_that_were_never_fitted_keep_nothing_from_starting(settings: Settings) -> None:
+    store = ObjectStore(settings.storage.root)
+    store.remove(f"checkpoints/{TWO_TOWER_HASH}")
+    assert refreshed_models(settings) == [LRM_MODEL_NAME, TWO_TOWER_CLUSTER]
+    store.remove(f"checkpoints/{LRM_MODEL_NAME}")
+    with pytest.raises(ConfigError, match="no checkpoint of 'lrm'"):
+        TrainingLoop(settings, model_name=refreshed_models(settings)[0])
