@@ -293,6 +293,9 @@ def refreshed_models(settings: Settings) -> list[str]:
     """Return the models to refresh: those of the settings, without two-towers that were never fitted.
 
     A store that was bootstrapped before there were any has none, and its LRM must not wait for that.
+
+    Raises:
+        ConfigError: none is left.
     """
     store = ObjectStore(settings.storage.root)
     found: list[str] = []
@@ -305,6 +308,11 @@ def refreshed_models(settings: Settings) -> list[str]:
             )
         else:
             found.append(name)
+    if not found:
+        raise ConfigError(
+            f"no checkpoint of {' or '.join(settings.training.models)} in {settings.storage.root}: "
+            "run `freshet bootstrap` first"
+        )
     return found
 
 

@@ -361,3 +361,5 @@ def test_two_towers_that_were_never_fitted_keep_nothing_from_starting(settings: 
     store.remove(f"checkpoints/{LRM_MODEL_NAME}")
     with pytest.raises(ConfigError, match="no checkpoint of 'lrm'"):
         TrainingLoop(settings, model_name=refreshed_models(settings)[0])
+    with pytest.raises(ConfigError, match="no checkpoint of two_tower_hash in"):
+        refreshed_models(with_values(settings, training__models=(TWO_TOWER_HASH,)))
