@@ -110,10 +110,7 @@ def initial_fit(
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
     losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
-    for row in learned:
-        state.reservoir.add(row, state.rng)
-        newest = max(watch.event_time_ms for watch in row.watches)
-        state.newest_event_time_ms = max(state.newest_event_time_ms, newest)
+    state.count(learned)
     state.model_version, state.steps = 1, len(losses)
     state.anchor_loss = loss_on(state, anchors, videos)
     return state, losses
