@@ -91,6 +91,11 @@ BACKLOG = Gauge(
     "Announced shards that no round has taken yet.",
     ["model_name"],
 )
+ADAPTERS = Counter(
+    "freshet_training_adapters_total",
+    "Adapters after a round that was promoted, by outcome.",
+    ["adapter", "outcome"],
+)
 BACKLOG_WATCHES = Gauge(
     "freshet_training_backlog_watches",
     "Watches in announced shards that no round has taken yet.",

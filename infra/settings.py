@@ -115,6 +115,9 @@ class WatchSettings(_Group):
     )
 
 
+AdapterName = Literal["home", "watch_next", "shorts", "search", "music", "ranking"]
+
+
 class TrainingSettings(_Group):
     """The training loop."""
 
@@ -127,7 +130,15 @@ class TrainingSettings(_Group):
         "nano",
         description="what `freshet bootstrap` begins with: nano, smollm2-135m, or a folder of a Hugging Face causal LM",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of each training actor")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of each training actor, or of each worker"
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="processes that make the steps of an LRM's round: 1 is its training actor, more are Ray Train "
+        "workers, each on a GPU where the cluster has as many; of use up to the blocks of a step",
+    )
     round_watches_max: int = Field(
         10_000, ge=1, description="watches after which a round takes no further shard"
     )
@@ -148,6 +159,11 @@ class TrainingSettings(_Group):
     )
     evaluate_max: int = Field(
         64, ge=0, description="new rows scored before each round trains on them"
+    )
+    adapters: tuple[AdapterName, ...] = Field(
+        (),
+        description="adapters beside the base, a JSON list of home, watch_next, shorts, search, music, ranking; "
+        "none by default, as each learns its rows once more and so lengthens every round",
     )
     keep_checkpoints: int = Field(
         4,

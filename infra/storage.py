@@ -52,6 +52,15 @@ class ObjectStore:
             raise ValueError(f"key {key!r} leaves the store; keys are relative and have no '..'")
         return f"{self._root}/{key}"
 
+    @property
+    def root(self) -> str:
+        """Where it is, for a process with another working directory."""
+        return self._root if self.is_local else self._filesystem.unstrip_protocol(self._root)
+
+    def filesystem_and_path(self, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Return what a library needs that writes under `key` by itself."""
+        return self._filesystem, self._full(key)
+
     def put_bytes(self, key: str, data: bytes) -> str:
         """Write `data` under `key` and return its sha256; on return it is durable and whole."""
         full = self._full(key)

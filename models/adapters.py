@@ -95,7 +95,7 @@ def attach_adapters(
 def fold(model: PreTrainedModel) -> None:
     """Add what was learned to the frozen weights; the model computes the same, its adapters nothing. Repeatable."""
     for module in model.modules():
-        if hasattr(module, "lora_B"):
+        if ADAPTER in getattr(module, "lora_B", ()):  # those of other names stay apart
             module.get_base_layer().weight += module.get_delta_weight(ADAPTER)
             module.lora_B[ADAPTER].weight.zero_()
     for module in _code_row_modules(model):

@@ -77,9 +77,16 @@ class Behaviour:
 
 
 def behaviour_examples(
-    lrm: Lrm, rows: Iterable[Behaviour], videos: Videos, *, context_min: int = 8
+    lrm: Lrm,
+    rows: Iterable[Behaviour],
+    videos: Videos,
+    *,
+    context_min: int = 8,
+    surface: str | None = None,
 ) -> list[Example]:
     """Return texts in which the codes of each *new* watch are learned from all that came before.
+
+    With a surface only its watches are learned, from those of all surfaces; texts without any are left out.
 
     A text holds at most `history_max` watches, so that no position is trained that serving never sees; a long row
     becomes several texts, each opening with at least `context_min` earlier watches where there are any.
@@ -95,9 +102,14 @@ def behaviour_examples(
                 context = lrm.history_max - (len(everything) - first_new)
             start = max(0, first_new - context)
             end = min(len(everything), start + lrm.history_max)
-            examples.append(
-                _behaviour(lrm, row.viewer, everything[start:end], first_new - start, videos)
-            )
+            learned = [
+                at for at in range(first_new, end) if surface in (None, everything[at].surface)
+            ]
+            if learned:  # nothing behind the last of them is worth its tokens
+                some = everything[start : learned[-1] + 1]
+                examples.append(
+                    _behaviour(lrm, row.viewer, some, first_new - start, videos, surface)
+                )
             first_new = end
     return examples
 
@@ -108,17 +120,20 @@ def _behaviour(
     watches: Sequence[WatchLike],
     first_new: int,
     videos: Videos,
+    surface: str | None,
 ) -> Example:
     head = render_viewer(viewer)
     token_ids = lrm.encode(head)
     labels = [IGNORED] * len(token_ids)
     num_levels = lrm.space.num_levels
-    for index, (ask, watched) in enumerate(render_history(watches, videos)):
+    lines = render_history(watches, videos)
+    for index, (watch, (ask, watched)) in enumerate(zip(watches, lines, strict=True)):
         before = lrm.encode(ask)
         ids = lrm.encode(watched)  # begins with one token per level
         token_ids += before + ids
         labels += [IGNORED] * len(before)
-        learned = num_levels if index >= first_new else 0
+        is_learned = index >= first_new and surface in (None, watch.surface)
+        learned = num_levels if is_learned else 0
         labels += ids[:learned] + [IGNORED] * (len(ids) - learned)
     return Example(tuple(token_ids), tuple(labels))
 

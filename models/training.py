@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from models.adapters import CODE_ROWS, attach_adapters, fold
@@ -47,6 +47,17 @@ class TrainingConfig:
             raise ValueError(
                 f"round_learning_rate {self.round_learning_rate} is not in (0, {self.peak_learning_rate}]"
             )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which blocks of each step one of several workers takes: every `of`-th, beginning with the one numbered `rank`.
+
+    The workers are the default process group of torch.distributed, and all call `train_on` with the same arguments.
+    """
+
+    rank: int
+    of: int
 
 
 def pretrained_config() -> TrainingConfig:
@@ -138,6 +149,7 @@ def train_on(
     *,
     learning_rate: Callable[[int, int], float] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    part: Part | None = None,
 ) -> list[float]:
     """Make one pass over the blocks and return the loss of each step.
 
@@ -148,6 +160,8 @@ def train_on(
         config: batch size and clipping.
         learning_rate: (step, steps) to a rate; by default that of the rounds.
         on_step: told (step, steps, loss) after each step.
+        part: of each step that is computed here, while the other workers compute theirs; None: all of it. Losses and
+            weights are those of one worker, but for the order in which numbers are added.
     """
     groups = [
         blocks[start : start + config.blocks_per_step]
@@ -160,17 +174,50 @@ def train_on(
             rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate * parameters["rate_share"]
-            loss = batch_loss(lrm, group, bfloat16=config.bfloat16)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = _backward(lrm, group, config, part)
             torch.nn.utils.clip_grad_norm_(lrm.model.parameters(), config.gradient_norm_max)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
+            losses.append(loss)
             if on_step is not None:
                 on_step(step + 1, len(groups), losses[-1])
     lrm.model.eval()
     fold(lrm.model)
     return losses
+
+
+def _backward(
+    lrm: Lrm, blocks: Sequence[Block], config: TrainingConfig, part: Part | None
+) -> float:
+    """Leave the gradients of the blocks' mean loss in the model and return that loss."""
+    if part is None:
+        loss = batch_loss(lrm, blocks, bfloat16=config.bfloat16)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+    mine = blocks[part.rank :: part.of]
+    share = _num_labels(mine) / max(1, _num_labels(blocks))
+    loss = torch.zeros((), device=lrm.model.device)
+    if mine:
+        loss = share * batch_loss(lrm, mine, bfloat16=config.bfloat16)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return _add_up(lrm, loss.detach())
+
+
+def _num_labels(blocks: Sequence[Block]) -> int:
+    return sum(int((block.labels_T[1:] != IGNORED).sum()) for block in blocks)
+
+
+def _add_up(lrm: Lrm, loss: Tensor) -> float:
+    """Sum gradients and loss over all workers, in one message; who had no block adds zeros."""
+    learned = [each for each in lrm.model.parameters() if each.requires_grad]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in learned]
+    everything = torch.cat([loss.view(1), *(each.flatten() for each in gradients)])
+    distributed.all_reduce(everything)
+    sizes = [1, *(each.numel() for each in learned)]
+    summed, *parts = torch.split(everything, sizes)
+    for parameter, gradient in zip(learned, parts, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return float(summed)
 
 
 @torch.inference_mode()

@@ -29,9 +29,12 @@ FLOAT32_ERROR_MAX = (
 
 @contextmanager
 def training_kernels(model: PreTrainedModel) -> Iterator[None]:
-    """Compute with these kernels within the context; models of other kinds keep their own attention."""
+    """Compute with these kernels within the context; elsewhere than on a CPU, models keep PyTorch's fused attention.
+
+    So do models of other kinds.
+    """
     attention = model.config._attn_implementation  # noqa: SLF001 - its only name
-    if model.config.model_type in CAUSAL_HALVES_MODELS:
+    if model.device.type == "cpu" and model.config.model_type in CAUSAL_HALVES_MODELS:
         model.set_attn_implementation(CAUSAL_HALVES)
     try:
         with fast_products():

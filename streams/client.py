@@ -19,6 +19,8 @@ from infra.settings import KafkaSettings
 from streams.events import to_json
 from streams.topics import MAX_DEAD_LETTER_BYTES, Topic
 
+LINGER_S = 0.02
+"""How long a reader waits for the records behind the first: who follows a topic wakes up for a batch, not for each."""
 _PASSING_ERRORS = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -173,9 +175,16 @@ class TopicReader:
     def poll(
         self, *, timeout_s: float = 0.1, max_records: int = 1000
     ) -> list[tuple[Topic, Message]]:
-        """Return the next records, at most `max_records`, waiting up to `timeout_s` for the first."""
+        """Return the next records, at most `max_records`, waiting up to `timeout_s` for the first.
+
+        There may be none sooner than that: where a partition has just been read to its end.
+        """
         found = []
-        for message in self._consumer.consume(max_records, timeout_s):
+        # Asked for more than one, it would wait for all of them.
+        messages = self._consumer.consume(1, timeout_s)
+        if messages:
+            messages += self._consumer.consume(max_records - 1, min(timeout_s, LINGER_S))
+        for message in messages:
             error = message.error()
             if error is not None and error.code() in _PASSING_ERRORS:
                 continue

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
 LRM_MODEL_NAME = "lrm"
-"""`model_name` of the checkpoints that answer recommendations; other names are other models."""
+"""`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
 TWO_TOWER_CLUSTER, TWO_TOWER_HASH = "two_tower_cluster", "two_tower_hash"
 """The two-tower with trainable cluster ids, and its twin on hashed ids."""
 
@@ -256,6 +256,12 @@ class CheckpointPromoted(_Model):
     )
     newest_event_time_ms: int = 0
     promoted_time_ms: int
+    base_model_version: int | None = Field(
+        None, description="of an adapter: the model_version of the base it belongs to"
+    )
+    base_sha256: str | None = Field(
+        None, description="of an adapter: of the weights file of its base, and of no other"
+    )
 
 
 class ImpressionItem(_Model):

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.base_models import NANO_MODEL, extended_lrm
@@ -49,7 +51,9 @@ class BootstrapConfig:
     """How much is spent on the first LRM."""
 
     lrm: LrmConfig = NANO
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(bfloat16=torch.cuda.is_available())
+    )
     epochs: int = 2
     metadata_share: float = 0.1
     """Share of all texts about videos in each epoch."""

@@ -1,15 +1,17 @@
 """The training loop: new shards and new videos in, checkpoints out; `freshet train`.
 
     loop        consumes                                waits for             produces
-    supervisor  training.shards, video.semantic_ids     the actor's round     model.checkpoints
+    supervisor  training.shards, video.semantic_ids,    the actor's round     model.checkpoints
+                serving.impressions, if they rank
     actor       rows and videos of one round            nothing               a checkpoint folder
 
 There is one such pair for each model, and none knows of another: each has its own positions, plan and checkpoints.
 
-Exactly once in effect: the positions in both topics are in the checkpoint, never in a consumer group. A round is
+Exactly once in effect: the positions in all topics are in the checkpoint, never in a consumer group. A round is
 (1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
 point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
-after (3) it does not, and an announcement that is missing is made up for at the start.
+after (3) it does not, and an announcement that is missing is made up for at the start. A round that may work later,
+as when a shard is missing or the disk is full, is put off and tried again as it was, for as long as it takes.
 
 Knows nothing of how the model learns (`workers.training_round`) and of what a round takes (`workers.training_intake`).
 """
@@ -17,13 +19,13 @@ Knows nothing of how the model learns (`workers.training_round`) and of what a r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from infra import metrics
 from infra.claim import claim
@@ -39,6 +41,7 @@ from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
+from workers.adapter_announcements import adapter_promotions, log_adapters
 from workers.trainers import TRAINERS
 from workers.training_actor import RoundOutcome, RoundTask
 from workers.training_intake import TrainingIntake
@@ -56,6 +59,8 @@ from workers.two_tower_state import TWO_TOWERS
 
 log = get_logger()
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
+PUT_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""What a round waits for that may work later (a shard is missing, the disk is full), by how often in a row."""
 
 
 class TrainingLoop:
@@ -67,7 +72,11 @@ class TrainingLoop:
         self._store = ObjectStore(settings.storage.root)
         self._trainer = TRAINERS[model_name]
         version = self._newest_version()
+        # What Ray has set aside for the workers of an actor that was killed is free when this process ends, not before.
+        has_workers = model_name == LRM_MODEL_NAME and settings.training.workers > 1
+        self._actor_deaths_max = 1 if has_workers else ACTOR_DEATHS_MAX
         self._actor_deaths = 0
+        self._put_offs = 0
         self._plan = load_plan(self._store, model_name, version + 1)
         self._intake = TrainingIntake(
             settings,
@@ -118,47 +127,72 @@ class TrainingLoop:
         while not stopping.is_set():
             if self._plan is None:
                 self._intake.poll()
-                if not self._intake.is_enough:
+                if not self._intake.is_enough or not self._make_plan(stopping):
                     continue
-                self._plan = self._intake.plan(self._newest_version() + 1)
-                save_plan(self._store, self._model_name, self._plan)  # Step 1
+            assert self._plan is not None
             outcome = self._round(self._plan, stopping)
             if outcome is not None and on_round is not None:
                 on_round(outcome)
 
+    def _make_plan(self, stopping: threading.Event) -> bool:
+        plan = self._intake.plan(self._newest_version() + 1)
+        try:
+            save_plan(self._store, self._model_name, plan)  # Step 1
+        except OSError as error:
+            self._put_off(error, stopping)
+            return False
+        self._plan = plan
+        return True
+
     def _round(self, plan: Plan, stopping: threading.Event) -> RoundOutcome | None:
-        """Give the actor what is planned and wait; None when stopped, or when the actor died and must try again."""
+        """Give the actor what is planned and wait; None when stopped, or when it has to be tried again."""
+        try:
+            task = self._task(plan)
+            outcome = self._given_to_actor(task, stopping)
+        except RayActorError as error:
+            self._count_death(error)
+            self._replace_actor(plan)
+            return None
+        except TransientError as error:
+            self._put_off(error, stopping)
+            if isinstance(error, RayTaskError) and not stopping.is_set():
+                self._replace_actor(plan)
+            return None
+        if outcome is None:
+            return None
+        self._actor_deaths = self._put_offs = 0
+        self._intake.changes = {}
+        self._move_on(plan)
+        self._conclude(outcome, task.shard_ids)
+        return outcome
+
+    def _task(self, plan: Plan) -> RoundTask:
         found = self._intake.read_rows(plan)
-        task = RoundTask(
+        return RoundTask(
             rows=found.rows,
             shard_ids=found.shard_ids,
             erased_users=found.erased_users,
             watches_left_out=found.watches_left_out,
             new_video_ids=self._intake.new_video_ids,
             positions=plan.positions,
+            shown=self._intake.shown_to(found, plan),
         )
-        try:
-            self._actor.update_videos.remote(self._intake.changes)
-            reference = self._actor.run_round.remote(task)
-            while not ray.wait([reference], timeout=0.5)[0]:
-                if stopping.is_set():
-                    return None
-            outcome: RoundOutcome = ray.get(reference)
-        except RayActorError as error:
-            self._replace_actor(error, plan)
-            return None
-        self._actor_deaths = 0
-        self._intake.changes = {}
-        self._move_on(plan)
-        self._conclude(outcome, task.shard_ids)
+
+    def _given_to_actor(self, task: RoundTask, stopping: threading.Event) -> RoundOutcome | None:
+        """Return what came of a round, or None when told to stop before."""
+        self._actor.update_videos.remote(self._intake.changes)
+        reference = self._actor.run_round.remote(task)
+        while not ray.wait([reference], timeout=0.5)[0]:
+            if stopping.is_set():
+                return None
+        outcome: RoundOutcome = ray.get(reference)
         return outcome
 
     def _move_on(self, plan: Plan) -> None:
         self._intake.move_on(plan)
         self._plan = None
 
-    def _replace_actor(self, error: RayActorError, plan: Plan) -> None:
-        """Start another actor; it goes on from the newest checkpoint, which may be that of the round it died in."""
+    def _count_death(self, error: RayActorError) -> None:
         self._actor_deaths += 1
         metrics.ROUNDS.labels(self._model_name, "actor_died").inc()
         log.warning(
@@ -167,10 +201,30 @@ class TrainingLoop:
             error=str(error),
             in_a_row=self._actor_deaths,
         )
-        if self._actor_deaths >= ACTOR_DEATHS_MAX:
+        if self._actor_deaths >= self._actor_deaths_max:
             raise TransientError(
-                f"the training actor of {self._model_name} died {self._actor_deaths} times in a row: {error}"
+                f"the training actor of {self._model_name} died {self._actor_deaths} times in a row, "
+                f"so this process ends: {error}"
             )
+
+    def _put_off(self, error: Exception, stopping: threading.Event) -> None:
+        """Wait before the same is tried again, longer each time."""
+        metrics.ROUNDS.labels(self._model_name, "put_off").inc()
+        again_in_s = PUT_OFF_S[min(self._put_offs, len(PUT_OFF_S) - 1)]
+        self._put_offs += 1
+        reason = error.cause if isinstance(error, RayTaskError) else error
+        log.error(
+            "round_put_off",
+            model_name=self._model_name,
+            error=str(reason),
+            in_a_row=self._put_offs,
+            again_in_s=again_in_s,
+        )
+        stopping.wait(again_in_s)
+
+    def _replace_actor(self, plan: Plan) -> None:
+        """Start another actor; it goes on from the newest checkpoint, which may be that of the round that failed."""
+        ray.kill(self._actor)
         newest = self._newest_version()
         if newest == plan.model_version:
             self._announce_missing(newest)
@@ -198,6 +252,7 @@ class TrainingLoop:
             **measured,
             **laps,
         )
+        log_adapters(read_record(self._store, self._model_name, outcome.model_version))
         if not outcome.refused:
             self._announce(
                 outcome.model_version,
@@ -231,22 +286,32 @@ class TrainingLoop:
         )
         send(self._producer, self._settings.kafka, CHECKPOINTS, self._model_name, event)
         flush(self._producer)
+        self._announce_adapters(model_version, {})
+
+    def _announce_adapters(self, model_version: int, announced: Mapping[str, int]) -> None:
+        """Announce what a checkpoint has of adapters, but for those announced with it already."""
+        document = read_record(self._store, self._model_name, model_version)
+        for event in adapter_promotions(self._model_name, document):
+            if event.model_version > announced.get(event.model_name, 0):
+                send(self._producer, self._settings.kafka, CHECKPOINTS, event.model_name, event)
+        flush(self._producer)
 
     def _announce_missing(self, newest: int) -> None:
-        """Announce the newest promoted checkpoint if a crash came between saving and announcing it."""
-        announced = 0
+        """Announce the newest promoted checkpoint, or its adapters, if a crash came between saving and announcing."""
+        announced: dict[str, int] = {}
         with TopicReader(self._settings.kafka, [CHECKPOINTS]) as reader:
             for _, message in reader.read_to_end():
-                if message.key() != self._model_name.encode():
-                    continue
                 try:
-                    announced = max(
-                        announced, decode(CheckpointPromoted, message.value()).model_version
-                    )
+                    event = decode(CheckpointPromoted, message.value())
                 except DecodeError as error:
                     log.warning("record_refused", topic=CHECKPOINTS.name, reason=error.reason)
+                    continue
+                newest_before = announced.get(event.model_name, 0)
+                announced[event.model_name] = max(newest_before, event.model_version)
         record = read_record(self._store, self._model_name, newest)
-        if newest > announced and not record["record"]["refused"]:
+        if newest <= announced.get(self._model_name, 0):
+            self._announce_adapters(newest, announced)
+        elif not record["record"]["refused"]:
             self._announce(
                 newest,
                 record["sha256"],

@@ -17,16 +17,26 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
+from safetensors import SafetensorError
 
 from infra import log
 from infra.clock import Laps
-from infra.errors import GateError
+from infra.errors import GateError, TransientError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
 from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
-from workers.training_round import RoundInput, RoundLimits, RoundResult, run_round
+from workers.adapter_rounds import AdapterRecord, run_adapters
+from workers.impression_intake import Shown
+from workers.training_round import (
+    RoundInput,
+    RoundLimits,
+    RoundResult,
+    Train,
+    run_round,
+    train_alone,
+)
 from workers.training_state import (
     Positions,
     RoundState,
@@ -76,6 +86,7 @@ class RoundTask:
         watches_left_out: of the shards, because the loop is behind.
         new_video_ids: assigned between the last checkpoint's positions and these.
         positions: what the next round starts from.
+        shown: to the users of the rows, for the ranking adapter.
     """
 
     rows: Sequence[ShardRow]
@@ -84,13 +95,14 @@ class RoundTask:
     positions: Positions
     erased_users: frozenset[str] = frozenset()
     watches_left_out: int = 0
+    shown: Sequence[Shown] = ()
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
     """What came of a round; `refused` names the gate's reason, or is empty.
 
-    `laps_s` says where the seconds went, by part: those of `RoundResult`, and "checkpoint".
+    `laps_s` says where the seconds went, by part: those of `RoundResult`, "adapters" and "checkpoint".
     """
 
     model_version: int
@@ -127,8 +139,8 @@ class Trainer(ABC):
         """Return the state of a checkpoint."""
 
     @abstractmethod
-    def _train(self, task: RoundTask) -> RoundResult:
-        """Move the state one round forward; raises GateError where it must not be promoted."""
+    def _learn(self, task: RoundTask) -> tuple[RoundResult, dict[str, AdapterRecord]]:
+        """Move the state one round forward, and its adapters; raises GateError where it must not be promoted."""
 
     @abstractmethod
     def _write(self, scratch: Path, record: dict[str, Any]) -> str:
@@ -151,11 +163,16 @@ class Trainer(ABC):
         """Train one round and save it as the next checkpoint, promoted or refused.
 
         Delivery: killed before the checkpoint is complete, nothing has happened; the same task is to be given again.
+
+        Raises:
+            TransientError: the checkpoint could not be written, or workers died; the same task is to be given to
+                another actor, as this one's state is neither that from before nor that from after.
         """
         started = time.monotonic()
         refused = ""
+        adapters: dict[str, AdapterRecord] = {}
         try:
-            result = self._train(task)
+            result, adapters = self._learn(task)
             metrics, laps = result.metrics, result.laps
         except GateError as error:
             refused, metrics, laps = str(error), {}, Laps()
@@ -164,7 +181,7 @@ class Trainer(ABC):
             self._state.model_version += 1
         metrics["watches_left_out"] = float(task.watches_left_out)
         self._state.positions = task.positions
-        sha256 = self._save(task, metrics, refused)
+        sha256 = self._save(task, metrics, refused, adapters)
         laps.end("checkpoint")
         return RoundOutcome(
             model_version=self._state.model_version,
@@ -177,15 +194,27 @@ class Trainer(ABC):
             refused=refused,
         )
 
-    def _save(self, task: RoundTask, metrics: dict[str, float], refused: str) -> str:
+    def _save(
+        self,
+        task: RoundTask,
+        metrics: dict[str, float],
+        refused: str,
+        adapters: dict[str, AdapterRecord],
+    ) -> str:
         record: dict[str, Any] = {
             "shard_ids": task.shard_ids,
             "metrics": metrics,
             "refused": refused,
+            "adapters": adapters,
         }
         scratch = self._settings.var_dir / "scratch" / self._model_name
         try:
             return self._write(scratch, record)
+        except (OSError, SafetensorError) as error:
+            raise TransientError(
+                f"checkpoint {self._state.model_version} could not be written to {self._store.root} by way of "
+                f"{scratch}: {error}; is there room?"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -195,10 +224,24 @@ class LrmTrainer(Trainer):
 
     _state: TrainingState
 
+    def __init__(self, settings: Settings, model_name: str) -> None:
+        super().__init__(settings, model_name)
+        self._train = self._trainer()
+
+    def _trainer(self) -> Train:
+        training = self._settings.training
+        if training.workers == 1:
+            return train_alone
+        from workers.training_parallel import ParallelTraining  # two seconds that one worker spares
+
+        return ParallelTraining(
+            self._store.root, self._model_name, training.workers, training.threads
+        )
+
     def _load(self, version: int, cache: Path) -> TrainingState:
         return load_state(self._store, self._model_name, version, cache=cache)
 
-    def _train(self, task: RoundTask) -> RoundResult:
+    def _learn(self, task: RoundTask) -> tuple[RoundResult, dict[str, AdapterRecord]]:
         training = self._settings.training
         new = RoundInput(
             rows=task.rows,
@@ -207,7 +250,10 @@ class LrmTrainer(Trainer):
             erased_users=task.erased_users,
         )
         limits = RoundLimits(training.replay_share, training.evaluate_max)
-        return run_round(self._state, new, limits)
+        result = run_round(self._state, new, limits, train=self._train)
+        adapters = run_adapters(self._state, new, limits, names=training.adapters, shown=task.shown)
+        result.laps.end("adapters")
+        return result, adapters
 
     def _write(self, scratch: Path, record: dict[str, Any]) -> str:
         return save_state(

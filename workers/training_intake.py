@@ -3,7 +3,8 @@
 A round takes all new videos, and waiting shards whole and in their order, one at least, until it has
 `round_watches_max` watches. A loop that is so far behind that `backlog_rounds_max` such rounds are waiting takes all
 of them at once and learns a sample of their rows, by a hash of shard and user, of some `round_watches_max` watches:
-what is new counts more than all of what is old. The rest is counted as left out.
+what is new counts more than all of what is old. The rest is counted as left out. What was shown to the users
+of its rows comes along for the ranking adapter (`workers.impression_intake`).
 
 Delivery: nothing is committed. Positions are in the checkpoint (`workers.training_state`), and what a round takes is
 written down before it begins: started again at any moment, this hands out the same.
@@ -19,16 +20,18 @@ from typing import Any, NamedTuple
 from confluent_kafka import Message
 
 from infra import metrics
-from infra.errors import DecodeError, VersionMismatchError
+from infra.errors import DecodeError, TransientError, VersionMismatchError
 from infra.log import get_logger
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from streams.catalogue import Catalogue
 from streams.client import TopicReader
 from streams.codec import decode
-from streams.events import SemanticIdAssigned, ShardSealed
+from streams.events import LRM_MODEL_NAME, SemanticIdAssigned, ShardSealed
 from streams.shards import ShardRow, read_erased_users, read_shard
 from streams.topics import SEMANTIC_IDS, SHARDS
+from workers.adapter_rounds import RANKING
+from workers.impression_intake import ImpressionIntake, Shown
 from workers.training_actor import Video
 from workers.training_state import Plan, Positions
 
@@ -69,7 +72,7 @@ class TrainingIntake:
         settings: Settings,
         store: ObjectStore,
         *,
-        model_name: str,
+        model_name: str = LRM_MODEL_NAME,
         codebook_version: int,
         positions: Positions,
         until: Plan | None,
@@ -94,6 +97,10 @@ class TrainingIntake:
         self._read_videos(until.positions.next_semantic_id_offsets if until else {})
         for _, message in self._shards_reader.read_to_end() if until else ():
             self._take_shard(message)
+        self._impressions: ImpressionIntake | None = None
+        if model_name == LRM_MODEL_NAME and RANKING in settings.training.adapters:
+            window = (until.positions if until else positions).first_impression_offsets
+            self._impressions = ImpressionIntake(settings.kafka, window, is_begun=until is not None)
 
     def repeat_videos(self) -> None:
         """Make all live videos changes again, for a trainer that knows of none."""
@@ -168,20 +175,22 @@ class TrainingIntake:
                 end = each.offset + 1
                 break
         videos = {at: to for (_, at), to in self._videos_reader.next_offsets.items()}
-        return Plan(model_version, Positions(end, videos), share)
+        window = self._impressions.read() if self._impressions else ()
+        return Plan(model_version, Positions(end, videos, *window), share)
 
     def read_rows(self, plan: Plan) -> ShardRows:
         """Return the rows of all planned shards that are what was announced; others are logged and counted.
 
         Raises:
-            TransientError: a shard is not in the object store; it may come back, and must not be skipped.
+            TransientError: a shard is not in the object store; it may come back, and is skipped only when told to.
         """
         rows: list[ShardRow] = []
         shard_ids, erased, left_out = [], frozenset[str](), 0
         for sealed in [each.sealed for each in self._taken(plan)]:
             try:
-                data = self._store.get_bytes(sealed.path, sha256=sealed.sha256)
+                data = self._fetch(sealed)
                 found, erased_here = read_shard(data), read_erased_users(data)
+                self._check_codebook(found)
             except (VersionMismatchError, DecodeError) as error:
                 metrics.SHARDS_SKIPPED.labels(self._model_name).inc()
                 log.error(
@@ -198,6 +207,32 @@ class TrainingIntake:
             shard_ids.append(sealed.shard_id)
         return ShardRows(rows, tuple(shard_ids), erased, left_out)
 
+    def _fetch(self, sealed: ShardSealed) -> bytes:
+        try:
+            return self._store.get_bytes(sealed.path, sha256=sealed.sha256)
+        except TransientError as error:
+            raise TransientError(
+                f"shard {sealed.shard_id}: {error}. Training waits for it: put the file back, or an empty one in its "
+                "place to have it skipped; `freshet shards rebuild` makes its rows once more, for other trainers"
+            ) from error
+
+    def _check_codebook(self, rows: list[ShardRow]) -> None:
+        """Refuse rows that were sealed under another codebook; 0 is none, when no video had a semantic ID."""
+        known = self.catalogue.codebook_version
+        others = {row.codebook_version for row in rows} - {0, known}
+        if others:
+            raise VersionMismatchError(
+                f"its rows are of codebook_version {sorted(others)}, the model in training speaks {known}"
+            )
+
+    def shown_to(self, found: ShardRows, plan: Plan) -> list[Shown]:
+        """Return what was shown to the users of some rows, within the plan's window and unless they were erased."""
+        if self._impressions is None:
+            return []
+        users = {row.user_id for row in found.rows} - found.erased_users
+        first, end = plan.positions.first_impression_offsets, plan.positions.next_impression_offsets
+        return self._impressions.of_users(users, first, end)
+
     def _taken(self, plan: Plan) -> list[_Waiting]:
         return [each for each in self._waiting if each.offset < plan.positions.next_shard_offset]
 
@@ -211,6 +246,8 @@ class TrainingIntake:
         """Leave the brokers."""
         self._videos_reader.close()
         self._shards_reader.close()
+        if self._impressions is not None:
+            self._impressions.close()
 
 
 def _num_watches(rows: list[ShardRow]) -> int:

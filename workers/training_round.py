@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from infra.errors import GateError
 from models.evaluation import ndcg_at_k, recall_at_k
 from models.examples import (
     Behaviour,
+    Block,
     Example,
     behaviour_examples,
     pack,
@@ -81,8 +82,21 @@ def behaviours(rows: Iterable[ShardRow]) -> list[Behaviour]:
     return [Behaviour(row, row.history, row.watches) for row in rows]
 
 
-def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> RoundResult:
+Train = Callable[[TrainingState, Sequence[Block]], list[float]]
+"""Makes one pass over the blocks, changing the state's weights and optimizer, and returns the loss of each step."""
+
+
+def train_alone(state: TrainingState, blocks: Sequence[Block]) -> list[float]:
+    """Train in this process."""
+    return train_on(state.lrm, state.optimizer, blocks, state.config)
+
+
+def run_round(
+    state: TrainingState, new: RoundInput, limits: RoundLimits, *, train: Train = train_alone
+) -> RoundResult:
     """Move the state one round forward and return what was measured.
+
+    `train` makes the steps, here or elsewhere.
 
     Raises:
         GateError: the result must not be promoted; the caller goes on from the last checkpoint.
@@ -99,7 +113,7 @@ def run_round(state: TrainingState, new: RoundInput, limits: RoundLimits) -> Rou
         rng=state.rng,
     )
     result.laps.end("examples")
-    result.losses = train_on(state.lrm, state.optimizer, blocks, state.config)
+    result.losses = train(state, blocks)
     result.laps.end("train")
     state.steps += len(result.losses)
     state.model_version += 1

@@ -4,6 +4,7 @@
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
         optimizer.safetensors reservoir.parquet watch_counts.json state.json      what the next round needs as well
         adapters.safetensors      and this, where low-rank adapters learn: the half of them that folding leaves
+        adapters/home/ …          and these, one for each adapter that stays beside the base (`models.surface_adapters`)
     <store>/checkpoints/<model name>/plan.json    what the round after the newest checkpoint takes, once it has begun
 
 The files are written first and state.json last: it names their hashes, and without it there is no checkpoint. The
@@ -29,6 +30,7 @@ from infra.errors import VersionMismatchError
 from infra.storage import ObjectStore, sha256_of
 from models.adapters import adapter_tensors, restore_adapters
 from models.lrm import Lrm, load_lrm, save_lrm
+from models.surface_adapters import Adapter, Base, read_adapter, save_adapter
 from models.training import (
     TrainingConfig,
     make_optimizer,
@@ -42,6 +44,7 @@ CHECKPOINTS_KEY = "checkpoints"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 ADAPTERS_FILE = "adapters.safetensors"
+ADAPTERS_FOLDER = "adapters"
 RESERVOIR_FILE = "reservoir.parquet"
 COUNTS_FILE = "watch_counts.json"
 PLAN_FILE = "plan.json"
@@ -49,10 +52,15 @@ PLAN_FILE = "plan.json"
 
 @dataclass
 class Positions:
-    """What has been learned from: the next offset of each partition of the two topics that training consumes."""
+    """What has been learned from: the next offset of each partition of the topics that training consumes.
+
+    Of impressions a window, as they wait for their user's next watch; empty where no adapter learns from them.
+    """
 
     next_shard_offset: int = 0
     next_semantic_id_offsets: dict[int, int] = field(default_factory=dict)
+    first_impression_offsets: dict[int, int] = field(default_factory=dict)
+    next_impression_offsets: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,11 +189,16 @@ class RoundState:
 
 @dataclass(kw_only=True)
 class TrainingState(RoundState):
-    """The mutable whole that a round of the LRM moves forward."""
+    """The mutable whole that a round of the LRM moves forward.
+
+    Attributes:
+        adapters: that stay beside the base, by name.
+    """
 
     lrm: Lrm
     config: TrainingConfig
     optimizer: torch.optim.AdamW
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
 
 def new_state(
@@ -206,6 +219,11 @@ def new_state(
 def checkpoint_key(model_name: str, model_version: int) -> str:
     """Return where a checkpoint is in the object store."""
     return f"{CHECKPOINTS_KEY}/{model_name}/{model_version:06d}"
+
+
+def adapter_path(name: str) -> str:
+    """Return where an adapter is in its base's checkpoint."""
+    return f"{ADAPTERS_FOLDER}/{name}"
 
 
 def checkpoint_versions(store: ObjectStore, model_name: str) -> list[int]:
@@ -231,13 +249,15 @@ def save_state(
 
     Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
     """
-    folder = scratch / f"{model_name}-{state.model_version:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(state, store, model_name, scratch)
     notes = {"training": asdict(state.config), "steps": state.steps}
     sha256 = save_lrm(state.lrm, folder, notes=notes)
     save_file(optimizer_tensors(state.lrm.model, state.optimizer), folder / OPTIMIZER_FILE)
     if adapters := adapter_tensors(state.lrm.model):
         save_file(adapters, folder / ADAPTERS_FILE)
+    base = Base(state.model_version, sha256, state.lrm.space.codebook_version)
+    for name, adapter in state.adapters.items():
+        save_adapter(adapter, folder / adapter_path(name), base)
     document = {
         "codebook_version": state.lrm.space.codebook_version,
         "config": asdict(state.config),
@@ -246,6 +266,16 @@ def save_state(
     }
     complete_checkpoint(state, folder, document, store, model_name)
     return sha256
+
+
+def empty_folder(state: RoundState, store: ObjectStore, model_name: str, scratch: Path) -> Path:
+    """Return where a checkpoint's files can be written, after removing what an earlier attempt at it has left."""
+    store.remove(
+        checkpoint_key(model_name, state.model_version)
+    )  # of a killed round, or one without room
+    folder = scratch / f"{model_name}-{state.model_version:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def complete_checkpoint(
@@ -259,7 +289,11 @@ def complete_checkpoint(
     """
     (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
     (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     version, internal, gauss = state.rng.getstate()
     document = document | {
         "model_version": state.model_version,
@@ -276,7 +310,6 @@ def complete_checkpoint(
         "files": files,
     }
     key = checkpoint_key(model_name, state.model_version)
-    store.remove(key)  # what a killed round may have left
     store.put_directory(key, folder)  # Step 1: the files
     store.put_bytes(
         f"{key}/{STATE_FILE}", json.dumps(document).encode()
@@ -298,8 +331,13 @@ def load_positions(store: ObjectStore, model_name: str, model_version: int) -> P
 
 def _positions(document: dict[str, Any]) -> Positions:
     found = document["positions"]
-    offsets = {int(at): to for at, to in found["next_semantic_id_offsets"].items()}
-    return Positions(found["next_shard_offset"], offsets)
+    by_partition = (
+        {int(at): to for at, to in found.get(name, {}).items()}  # older ones know no impressions
+        for name in (
+            "next_semantic_id_offsets", "first_impression_offsets", "next_impression_offsets",
+        )
+    )  # fmt: skip
+    return Positions(found["next_shard_offset"], *by_partition)
 
 
 def load_state(
@@ -315,7 +353,13 @@ def load_state(
     optimizer = make_optimizer(lrm, config)
     restore_optimizer(lrm.model, optimizer, load_file(folder / OPTIMIZER_FILE))
     return TrainingState(
-        lrm=lrm, config=config, optimizer=optimizer, **round_state_of(document, folder)
+        lrm=lrm,
+        config=config,
+        optimizer=optimizer,
+        adapters={
+            path.name: read_adapter(path) for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
+        },
+        **round_state_of(document, folder),
     )
 
 

@@ -10,7 +10,6 @@ Knows nothing of Kafka and Ray.
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from workers.training_state import (
     Reservoir,
     RoundState,
     complete_checkpoint,
+    empty_folder,
     open_checkpoint,
     round_state_of,
 )
@@ -122,8 +122,7 @@ def save_two_tower(
 
     Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
     """
-    folder = scratch / f"{model_name}-{state.model_version:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(state, store, model_name, scratch)
     sha256 = save_retriever(state.retriever, folder)
     save_file(optimizer_tensors(state.retriever.model, state.optimizer), folder / OPTIMIZER_FILE)
     document = {

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from infra.settings import Settings
+from workers.adapter_rounds import AdapterRecord
 from workers.training_actor import RoundTask, Trainer
 from workers.training_round import RoundResult
 from workers.two_tower_round import run_two_tower_round
@@ -27,14 +28,15 @@ class TwoTowerTrainer(Trainer):
     def _load(self, version: int, cache: Path) -> TwoTowerState:
         return load_two_tower(self._store, self._model_name, version, cache=cache)
 
-    def _train(self, task: RoundTask) -> RoundResult:
-        return run_two_tower_round(
+    def _learn(self, task: RoundTask) -> tuple[RoundResult, dict[str, AdapterRecord]]:
+        result = run_two_tower_round(
             self._state,
             task.rows,
             self._videos,
             erased_users=task.erased_users,
             evaluate_max=self._settings.training.evaluate_max,
         )
+        return result, {}
 
     def _write(self, scratch: Path, record: dict[str, Any]) -> str:
         return save_two_tower(

@@ -276,6 +276,8 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
 
 def test_corrupt_checkpoint_is_rejected_and_the_old_one_serves_on(serving: Endpoint) -> None:
     promoted = serving.checkpoint(4)
+    adapter = promoted.model_copy(update={"model_name": f"{LRM_MODEL_NAME}.home", "sha256": "0"})
+    serving.publish(CHECKPOINTS, adapter.model_name, adapter)  # of no concern to the base's slot
     path = serving.folder / "store" / promoted.path / WEIGHTS
     weights = bytearray(path.read_bytes())
     weights[len(weights) // 2] ^= 0xFF

@@ -143,6 +143,17 @@ def test_reader_goes_on_where_it_stopped(settings: KafkaSettings) -> None:
             assert list(read(reader)) == list(numbers)
 
 
+@pytest.mark.timeout(60)  # less than it would wait for a thousand records
+def test_poll_waits_for_the_first_record_and_not_for_more(settings: KafkaSettings) -> None:
+    send_plain(settings, range(3))
+    with TopicReader(settings, [SERVABLE]) as reader:
+        found: list[int] = []
+        while len(found) < 3:
+            polled = reader.poll(timeout_s=90)
+            found += [decode(VideoServable, each.value()).servable_time_ms for _, each in polled]
+    assert found == [0, 1, 2]
+
+
 def test_given_offset_or_the_end_is_where_reading_starts(settings: KafkaSettings) -> None:
     send_plain(settings, range(5))
     assert numbers_of(settings, start={(SERVABLE.name, 0): 3}) == [3, 4]

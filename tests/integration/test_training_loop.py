@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import ray
+from prometheus_client import REGISTRY
 
-from infra.errors import ConfigError
+from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
-from models.retriever import load_retriever
-from models.training import TrainingConfig
-from streams.admin import create_topics
-from streams.catalogue import semantic_id_key
+from models.lrm import load_lrm
+from models.surface_adapters import load_adapter
 from streams.client import TopicReader, flush, producer, send, wait_until
-from streams.codec import decode
-from streams.codes import encode_embedding
 from streams.events import (
     LRM_MODEL_NAME,
     TWO_TOWER_CLUSTER,
     TWO_TOWER_HASH,
-    CheckpointPromoted,
-    SemanticIdAssigned,
+    ImpressionItem,
+    ImpressionsShown,
 )
-from streams.shards import ShardRow, write_shard
-from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SHARDS
-from tests.lrm_factories import shard_row, some_videos, tiny_lrm
-from tests.sealed_shards import sealed_shard
-from tests.tiny_serving import publish_tiny_codebook
-from tests.two_tower_factories import some_content, tiny_two_tower
-from workers.training import TrainingLoop, refreshed_models, run_loops
-from workers.training_actor import RoundOutcome
-from workers.training_state import load_state, new_state, save_state
-from workers.two_tower_state import TWO_TOWERS, save_two_tower
+from streams.topics import CHECKPOINTS, IMPRESSIONS
+from tests.integration.training_stage import (
+    Running,
+    announce_shard,
+    await_learned,
+    prepare,
+    prepared,
+    promoted,
+    some_rows,
+)
+from tests.lrm_factories import shard_row
+from workers.training import TrainingLoop
+from workers.training_intake import TrainingIntake
+from workers.training_state import Plan, Positions, load_state
 
 pytestmark = pytest.mark.integration
 
@@ -54,118 +57,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
-    settings = with_values(
-        Settings(),
-        var_dir=tmp_path,
-        storage__root=str(tmp_path / "store"),
-        kafka__bootstrap_servers=broker.bootstrap_servers,
-        kafka__topic_prefix=f"{tmp_path.name}-",
-        kafka__partitions=2,
-        training__idle_poll_s=0.2,
-        training__evaluate_max=4,
-    )
-    prepare(settings)
-    return settings
-
-
-def prepare(settings: Settings) -> None:
-    create_topics(settings.kafka)
-    store = ObjectStore(settings.storage.root)
-    publish_tiny_codebook(store)
-    state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=2), seed=1)
-    state.model_version = 1
-    state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
-    record = {"shard_ids": [], "metrics": {}, "refused": ""}
-    scratch = settings.var_dir / "scratch"
-    save_state(state, store, LRM_MODEL_NAME, scratch=scratch, record=record)
-    for name in TWO_TOWERS:
-        two_tower = tiny_two_tower(name)
-        two_tower.model_version = 1
-        save_two_tower(two_tower, store, name, scratch=scratch, record=record)
-    publish_videos(settings)
-
-
-def publish_videos(settings: Settings) -> None:
-    client, contents = producer(settings.kafka), some_content()
-    for video_id, video in some_videos().items():
-        event = SemanticIdAssigned(
-            title=video.title, topics=video.topics, video_id=video_id, codes=video.semantic_id[:3],
-            disambiguation_code=video.semantic_id[3], codebook_version=1, upload_time_ms=0,
-            upload_append_time_ms=0, upload_position=0, assigned_time_ms=0, cluster_id=contents[video_id].cluster,
-            embedding_f16=encode_embedding(contents[video_id].embedding_C),
-        )  # fmt: skip
-        send(client, settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), event)
-    flush(client)
-
-
-def announce_shard(
-    settings: Settings,
-    number: int,
-    rows: list[ShardRow],
-    *,
-    sha256: str = "",
-    erased_users: Iterable[str] = (),
-) -> None:
-    store = ObjectStore(settings.storage.root)
-    path = f"shards/test-{number}.parquet"
-    found = store.put_bytes(path, write_shard(rows, erased_users=erased_users))
-    event = sealed_shard(
-        f"shard-{number}",
-        (0, number * 10, number * 10 + 9),
-        path=path,
-        sha256=sha256 or found,
-        rows=len(rows),
-        watches=10,
-    )
-    client = producer(
-        settings.kafka, transactional_id="sealer"
-    )  # as the sealer does: a marker takes an offset
-    client.init_transactions()
-    client.begin_transaction()
-    send(client, settings.kafka, SHARDS, "0", event)
-    client.commit_transaction()
-
-
-def some_rows(number: int) -> list[ShardRow]:
-    return [
-        shard_row(f"u{user}", [f"v{(number + user + step) % 24}" for step in range(5)])
-        for user in range(4)
-    ]
-
-
-class Running:
-    """A loop in a thread, and the outcomes of its rounds."""
-
-    def __init__(self, settings: Settings, model_name: str = LRM_MODEL_NAME) -> None:
-        self.outcomes: list[RoundOutcome] = []
-        self.stopping = threading.Event()
-        self.loop = TrainingLoop(settings, model_name=model_name)
-        self._thread = threading.Thread(
-            target=self.loop.run, args=(self.stopping,), kwargs={"on_round": self.outcomes.append}
-        )
-        self._thread.start()
-
-    def await_rounds(self, count: int) -> None:
-        wait_until(lambda: len(self.outcomes) >= count, timeout_s=240, what=f"{count} rounds")
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self._thread.join()
-        self.loop.close()
-
-
-def promoted(settings: Settings, model_name: str = LRM_MODEL_NAME) -> list[CheckpointPromoted]:
-    with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
-        found = [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
-    return [one for one in found if one.model_name == model_name]
-
-
-def await_learned(settings: Settings, shard_id: str) -> None:
-    wait_until(
-        lambda: any(shard_id in one.shard_ids for one in promoted(settings)),
-        timeout_s=240,
-        what=f"the round of {shard_id}",
-    )
+    return prepared(broker, tmp_path)
 
 
 def test_rounds_train_announce_and_resume_where_they_stopped(
@@ -201,6 +93,15 @@ def test_round_is_repeated_when_the_actor_is_killed(ray_cluster: None, settings:
     assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
 
 
+def test_loop_whose_actor_has_workers_ends_with_it(ray_cluster: None, settings: Settings) -> None:
+    loop = TrainingLoop(with_values(settings, training__workers=2))
+    os.kill(ray.get(loop.actor_pid()), signal.SIGKILL)
+    announce_shard(settings, 0, some_rows(0))
+    with pytest.raises(TransientError, match="so this process ends"):
+        loop.run(threading.Event())
+    loop.close()
+
+
 def test_shard_that_is_not_what_was_announced_is_skipped(
     ray_cluster: None, settings: Settings
 ) -> None:
@@ -217,6 +118,72 @@ def test_shard_that_is_not_what_was_announced_is_skipped(
     )
     assert {row.user_id for row in state.reservoir.rows} == {"u0", "u1", "u2", "u3"}
     assert state.reservoir.seen == 4
+
+
+def test_missing_shard_is_waited_for(ray_cluster: None, settings: Settings) -> None:
+    announce_shard(settings, 0, some_rows(0))
+    path = Path(settings.storage.root) / "shards" / "test-0.parquet"
+    path.rename(path.with_suffix(".away"))
+    before = put_offs()
+    running = Running(settings)
+    wait_until(lambda: put_offs() >= before + 2, timeout_s=240, what="a second put-off")
+    path.with_suffix(".away").rename(path)
+    running.await_rounds(1)
+    running.stop()
+    assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def test_shards_that_cannot_be_learned_are_skipped_and_counted(
+    ray_cluster: None, settings: Settings
+) -> None:
+    store = Path(settings.storage.root) / "shards"
+    announce_shard(settings, 0, some_rows(0))
+    (store / "test-0.parquet").write_bytes(b"")  # as an operator does with one that will not return
+    announce_shard(settings, 1, some_rows(1))
+    whole = (store / "test-1.parquet").read_bytes()
+    (store / "test-1.parquet").write_bytes(whole[: len(whole) // 2])
+    other = [msgspec.structs.replace(row, codebook_version=2) for row in some_rows(2)]
+    announce_shard(settings, 2, other)
+    announce_shard(settings, 3, [])
+    unlabelled = [msgspec.structs.replace(row, codebook_version=0) for row in some_rows(4)]
+    announce_shard(settings, 4, unlabelled)
+    before = skipped()
+    running = Running(settings)
+    await_learned(settings, "shard-4")
+    running.stop()
+    learned = [shard_id for one in promoted(settings) for shard_id in one.shard_ids]
+    assert learned == ["shard-3", "shard-4"]
+    assert skipped() == before + 3
+
+
+def test_round_that_cannot_write_its_checkpoint_goes_on_when_there_is_room(
+    ray_cluster: None, settings: Settings
+) -> None:
+    running = Running(settings)
+    limit_files(ray.get(running.loop.actor_pid()), 20_000)
+    before = put_offs()
+    announce_shard(settings, 0, some_rows(0))
+    wait_until(lambda: put_offs() > before, timeout_s=240, what="a put-off")
+    assert [one.model_version for one in promoted(settings)] == [1]
+    running.await_rounds(1)  # by another actor, whose files have no limit
+    running.stop()
+    assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def put_offs() -> float:
+    labels = {"model_name": LRM_MODEL_NAME, "outcome": "put_off"}
+    return REGISTRY.get_sample_value("freshet_training_rounds_total", labels) or 0
+
+
+def skipped() -> float:
+    labels = {"model_name": LRM_MODEL_NAME}
+    return REGISTRY.get_sample_value("freshet_training_shards_skipped_total", labels) or 0
+
+
+def limit_files(pid: int, file_bytes: int) -> None:
+    """Fail a process's writes of larger files, as a full disk does in the midst of one."""
+    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes, hard))
 
 
 def test_backlog_is_taken_shard_by_shard_and_none_twice(
@@ -247,6 +214,7 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
 def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     ray_cluster: None, settings: Settings, tmp_path: Path, moment: str, model_name: str
 ) -> None:
+    settings = with_values(settings, training__adapters=("home",))
     other = with_values(
         settings,
         var_dir=tmp_path / "other",
@@ -277,7 +245,8 @@ def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
     def learned(each: Settings) -> list[tuple[object, ...]]:
         return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each, model_name)]
 
-    assert len(learned(other)) == 3
+    # Of the LRM the first base, and two with an adapter.
+    assert len(learned(other)) == (5 if model_name == LRM_MODEL_NAME else 3)
     assert learned(settings) == learned(other)
 
 
@@ -324,42 +293,82 @@ def test_new_videos_alone_are_worth_a_round(ray_cluster: None, settings: Setting
     assert [one.shard_ids for one in promoted(settings)] == [(), ()]
 
 
-def test_models_are_refreshed_side_by_side_and_each_learns_every_shard_once(
+def show(settings: Settings, user_id: str | None, video_ids: list[str]) -> None:
+    items = [
+        ImpressionItem(video_id=video_id, position=place, source="lrm", age_s=0, new=False)
+        for place, video_id in enumerate(video_ids)
+    ]
+    event = ImpressionsShown(
+        event_time_ms=1002, request_id="r", user_id=user_id, surface="home", arm="lrm", model_version=1,
+        codebook_version=1, items=tuple(items),
+    )  # fmt: skip
+    client = producer(settings.kafka)
+    send(client, settings.kafka, IMPRESSIONS, user_id or "nobody", event)
+    flush(client)
+
+
+def test_adapters_are_announced_behind_their_base_once_each(
     ray_cluster: None, settings: Settings
 ) -> None:
-    names = refreshed_models(settings)
-    assert names == list(settings.training.models)
-    for number in range(2):
-        announce_shard(settings, number, some_rows(number))
-    small = with_values(settings, training__round_watches_max=10)
-    stopping = threading.Event()
-    loops = [TrainingLoop(small, model_name=name) for name in names]
-    thread = threading.Thread(target=run_loops, args=(loops, stopping))
-    thread.start()
-    for name in names:
-        wait_until(
-            lambda name=name: len(promoted(settings, name)) == 3,  # type: ignore[misc]
-            timeout_s=240,
-            what=f"two rounds of {name}",
-        )
-    stopping.set()
-    thread.join()
-    for loop in loops:
-        loop.close()
-    for name in names:
-        learned = [shard_id for one in promoted(settings, name) for shard_id in one.shard_ids]
-        assert learned == ["shard-0", "shard-1"]
-    newest = promoted(settings, TWO_TOWER_HASH)[-1]
-    retriever = load_retriever(Path(settings.storage.root) / newest.path, sha256=newest.sha256)
-    assert len(retriever.rank([["v0"]], top_k=10, excluded=[["v0"]])[0]) == 10
+    adapted = with_values(settings, training__adapters=("home", "shorts", "ranking"))
+    first = Running(adapted)
+    for user_id in ("u0", "u1", None):
+        show(settings, user_id, ["v20", "v21", "v0"])
+    announce_shard(settings, 0, some_rows(0))
+    first.await_rounds(1)
+    first.stop()
+    announce_shard(settings, 1, some_rows(1))
+    second = Running(adapted)
+    second.await_rounds(1)
+    second.stop()
+
+    found = promoted(settings)
+    names = ["lrm", "lrm.home", "lrm.ranking"]  # nobody watches shorts
+    assert [(one.model_name, one.model_version) for one in found] == [
+        ("lrm", 1), *((name, 2) for name in names), *((name, 3) for name in names),
+    ]  # fmt: skip
+    with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
+        keys = [message.key().decode() for _, message in reader.read_to_end()]
+    assert keys == [one.model_name for one in found]
+    store, cache = ObjectStore(settings.storage.root), settings.var_dir / "cache"
+    for base, *adapters in (found[1:4], found[4:]):
+        lrm = load_lrm(store.local_directory(base.path, cache), sha256=base.sha256)
+        for one in adapters:
+            assert (one.base_model_version, one.base_sha256) == (base.model_version, base.sha256)
+            folder = store.local_directory(one.path, cache)
+            load_adapter(lrm, folder, base_sha256=base.sha256, sha256=one.sha256)
+    positions = load_state(store, LRM_MODEL_NAME, 3, cache=cache).positions
+    assert sum(positions.next_impression_offsets.values()) == 3
+    assert sum(positions.first_impression_offsets.values()) == 0  # they may still be judged
 
 
-def test_two_towers_that_were_never_fitted_keep_nothing_from_starting(settings: Settings) -> None:
+def test_impressions_of_a_begun_round_are_found_again(
+    ray_cluster: None, settings: Settings
+) -> None:
+    """Also by a loop that starts anew, and those shown since then are not among them."""
+    adapted = with_values(settings, training__adapters=("ranking",))
     store = ObjectStore(settings.storage.root)
-    store.remove(f"checkpoints/{TWO_TOWER_HASH}")
-    assert refreshed_models(settings) == [LRM_MODEL_NAME, TWO_TOWER_CLUSTER]
-    store.remove(f"checkpoints/{LRM_MODEL_NAME}")
-    with pytest.raises(ConfigError, match="no checkpoint of 'lrm'"):
-        TrainingLoop(settings, model_name=refreshed_models(settings)[0])
-    with pytest.raises(ConfigError, match="no checkpoint of two_tower_hash in"):
-        refreshed_models(with_values(settings, training__models=(TWO_TOWER_HASH,)))
+
+    def intake(until: Plan | None) -> TrainingIntake:
+        return TrainingIntake(
+            adapted, store, codebook_version=1, positions=Positions(), until=until
+        )
+
+    first = intake(None)
+    show(settings, "u0", ["v20"])
+    show(settings, "u7", ["v22"])
+    announce_shard(settings, 0, some_rows(0))
+
+    def is_there() -> bool:
+        first.poll()
+        return first.is_enough
+
+    wait_until(is_there, timeout_s=60, what="the shard")
+    plan = first.plan(2)
+    show(settings, "u0", ["v21"])
+    for each in (first, intake(plan)):
+        found = each.read_rows(plan)
+        shown = each.shown_to(found, plan)
+        assert [(one.user_id, one.video_ids) for one in shown] == [("u0", ("v20",))]
+        assert each.shown_to(found._replace(erased_users=frozenset({"u0"})), plan) == []
+        each.close()

@@ -158,3 +158,16 @@ def test_what_a_crash_left_half_written_is_not_listed(
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_root_names_the_same_store_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in ("store", "memory://bucket/prefix"):
+        store = ObjectStore(given)
+        store.put_bytes("a/b", b"here")
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ObjectStore(store.root).get_bytes("a/b") == b"here"
+        monkeypatch.chdir(tmp_path)

@@ -5,11 +5,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models import training, training_kernels
 from models.examples import Batch, collate, pack
-from models.training import TrainingConfig, make_optimizer, train_on
+from models.training import TrainingConfig, batch_loss, make_optimizer, prepare, train_on
 from tests.lrm_factories import tiny_lrm, video_examples
 
 CONFIG = TrainingConfig(block_tokens=96, blocks_per_step=2)
@@ -87,6 +88,31 @@ def test_model_of_another_kind_keeps_its_attention(monkeypatch: pytest.MonkeyPat
     model = tiny_llama(4)
     with training_kernels.training_kernels(model):
         assert model.config._attn_implementation == "sdpa"
+
+
+def test_model_that_is_not_on_a_cpu_keeps_pytorchs_fused_attention() -> None:
+    model = tiny_llama(4).to("meta")
+    with training_kernels.training_kernels(model):
+        assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="NOT RUN: no GPU here, so bfloat16 and fused attention on one are unproven by this run",
+)
+def test_training_on_a_gpu_in_bfloat16_loses_little() -> None:
+    lrm = tiny_lrm()
+    blocks = pack(video_examples(lrm), block_tokens=96, rng=random.Random(0))
+    exact = float(batch_loss(lrm, blocks))
+    prepare(lrm, CONFIG)
+    with (
+        training_kernels.training_kernels(lrm.model),
+        sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]),
+    ):
+        loss = batch_loss(lrm, blocks, bfloat16=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(exact, rel=0.02)
+    assert all(bool(torch.isfinite(each.grad).all()) for each in lrm.model.parameters())
 
 
 def test_products_keep_float32s_precision() -> None:
