@@ -124,14 +124,14 @@ def bootstrap(
         bool,
         typer.Option(
             "--codebook-only",
-            help="No LRM, no semantic IDs, no Kafka. Workers take it up when they start.",
+            help="No models, no semantic IDs, no Kafka. Workers take it up when they start.",
         ),
     ] = False,
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing where a codebook and an LRM are.")
     ] = False,
 ) -> None:
-    """Fit the codebook and the first LRM on the earlier part of a data set, and publish both."""
+    """Fit the codebook, the first LRM and two-towers on the earlier part of a data set, and publish them."""
     from rich.console import Console
 
     from workers.bootstrap_run import BootstrapOptions, run_bootstrap
@@ -245,7 +245,7 @@ def doctor(
 
 @app.command()
 def train() -> None:
-    """Run the training loop: rounds on new shards and new videos."""
+    """Run the training loop of every model: rounds on new shards and new videos."""
     from workers.stack import with_local_kafka
     from workers.training import run
 

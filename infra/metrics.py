@@ -74,25 +74,42 @@ UNLABELLED_WATCHES = Counter(
 UNKNOWN_VIDEOS = Counter(
     "freshet_training_unknown_videos_total",
     "Watches whose video had no semantic ID at training time.",
+    ["model_name"],
 )
-ROUNDS = Counter("freshet_training_rounds_total", "Training rounds, by outcome.", ["outcome"])
+ROUNDS = Counter(
+    "freshet_training_rounds_total",
+    "Training rounds, by model and outcome.",
+    ["model_name", "outcome"],
+)
+SHARDS_SKIPPED = Counter(
+    "freshet_training_shards_skipped_total",
+    "Announced shards that training skipped, because they are not what was announced.",
+    ["model_name"],
+)
+BACKLOG = Gauge(
+    "freshet_training_backlog_shards",
+    "Announced shards that no round has taken yet.",
+    ["model_name"],
+)
 ADAPTERS = Counter(
     "freshet_training_adapters_total",
     "Adapters after a round that was promoted, by outcome.",
     ["adapter", "outcome"],
 )
-BACKLOG = Gauge("freshet_training_backlog_shards", "Announced shards that no round has taken yet.")
 BACKLOG_WATCHES = Gauge(
-    "freshet_training_backlog_watches", "Watches in announced shards that no round has taken yet."
+    "freshet_training_backlog_watches",
+    "Watches in announced shards that no round has taken yet.",
+    ["model_name"],
 )
 WATCHES_LEFT_OUT = Counter(
     "freshet_training_watches_left_out_total",
     "Watches that were not learned because training was behind.",
+    ["model_name"],
 )
 PREQUENTIAL_RECALL = Gauge(
     "freshet_training_prequential_recall_ratio",
     "Recall@10 on new watches before training on them, by how many watches of the video were learned before.",
-    ["earlier_watches"],
+    ["model_name", "earlier_watches"],
 )
 REQUESTS = Counter(
     "freshet_serving_requests_total", "Requests, by route and status.", ["route", "status"]

@@ -121,18 +121,23 @@ AdapterName = Literal["home", "watch_next", "shorts", "search", "music", "rankin
 class TrainingSettings(_Group):
     """The training loop."""
 
+    models: tuple[Literal["lrm", "two_tower_cluster", "two_tower_hash"], ...] = Field(
+        ("lrm", "two_tower_cluster", "two_tower_hash"),
+        min_length=1,
+        description="models that are refreshed, each in an actor of its own (JSON list)",
+    )
     base_model: str = Field(
         "nano",
         description="what `freshet bootstrap` begins with: nano, smollm2-135m, or a folder of a Hugging Face causal LM",
     )
     threads: int = Field(
-        1, ge=1, description="CPU threads of the training actor, or of each worker"
+        1, ge=1, description="CPU threads of each training actor, or of each worker"
     )
     workers: int = Field(
         1,
         ge=1,
-        description="processes that make a round's steps: 1 is the training actor, more are Ray Train workers, each on "
-        "a GPU where the cluster has as many; of use up to the blocks of a step",
+        description="processes that make the steps of an LRM's round: 1 is its training actor, more are Ray Train "
+        "workers, each on a GPU where the cluster has as many; of use up to the blocks of a step",
     )
     round_watches_max: int = Field(
         10_000, ge=1, description="watches after which a round takes no further shard"
@@ -147,7 +152,10 @@ class TrainingSettings(_Group):
     )
     idle_poll_s: float = Field(0.5, gt=0, description="seconds between looks for new shards")
     replay_share: float = Field(
-        0.25, ge=0, lt=1, description="share of a round's rows drawn from the replay reservoir"
+        0.25,
+        ge=0,
+        lt=1,
+        description="share of the rows of an LRM's round drawn from the replay reservoir",
     )
     evaluate_max: int = Field(
         64, ge=0, description="new rows scored before each round trains on them"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from models.adapters import CODE_ROWS, attach_adapters, fold
@@ -231,18 +231,20 @@ def evaluate_loss(lrm: Lrm, blocks: Sequence[Block], *, blocks_per_step: int = 8
     return sum(losses) / max(1, len(losses))
 
 
-def optimizer_tensors(lrm: Lrm, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return AdamW's state under the parameters' names, ready for a safetensors file."""
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state under the parameters' names, ready for a safetensors file."""
     tensors = {}
-    for name, parameter in lrm.model.named_parameters():
+    for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value.detach().clone().contiguous()
     return tensors
 
 
-def restore_optimizer(lrm: Lrm, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     """Put back what `optimizer_tensors` returned."""
-    named = dict(lrm.model.named_parameters())
+    named = dict(model.named_parameters())
     for key_and_name, value in tensors.items():
         key, name = key_and_name.split(":", 1)
         optimizer.state[named[name]][key] = value.to(named[name].device, copy=True)

@@ -96,9 +96,10 @@ class TwoTower(NextItemModel):
         self.norm = nn.LayerNorm(size)
         for name in ("row_N", "content_NC", "cluster_N"):
             self.register_buffer(name, None)
-        self._take(contents)
+        self.set_items(contents)
 
-    def _take(self, contents: ItemContents) -> None:
+    def set_items(self, contents: ItemContents) -> None:
+        """Put another catalogue in place of this one; weights belong to no item, so all of them stay."""
         self.row_N = torch.tensor([_row(one, self.config.hash_rows) for one in contents.item_ids])
         self.content_NC, self.cluster_N = contents.content_NC.float(), contents.cluster_N
 
@@ -109,7 +110,7 @@ class TwoTower(NextItemModel):
     def add_items(self, contents: ItemContents) -> None:
         """Append items to the catalogue; no weight is added, so no optimizer needs to know."""
         before = self.row_N, self.content_NC, self.cluster_N
-        self._take(contents)
+        self.set_items(contents)
         after = self.row_N, self.content_NC, self.cluster_N
         self.row_N, self.content_NC, self.cluster_N = (
             torch.cat(both) for both in zip(before, after, strict=True)

@@ -15,6 +15,8 @@ SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 100_000
 LRM_MODEL_NAME = "lrm"
 """`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
+TWO_TOWER_CLUSTER, TWO_TOWER_HASH = "two_tower_cluster", "two_tower_hash"
+"""The two-tower with trainable cluster ids, and its twin on hashed ids."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")

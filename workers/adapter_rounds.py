@@ -233,10 +233,12 @@ def _run(
         "loss_before": _loss(lrm, material.fresh, config),
     }
     optimizer = make_optimizer(lrm, config)
-    restore_optimizer(lrm, optimizer, before.optimizer if before else {})
+    restore_optimizer(lrm.model, optimizer, before.optimizer if before else {})
     losses = train_on(lrm, optimizer, material.learned, config)
     metrics |= {"loss": sum(losses) / max(1, len(losses)), "steps": float(len(losses))}
-    optimizer_state = {key: one.cpu() for key, one in optimizer_tensors(lrm, optimizer).items()}
+    optimizer_state = {
+        key: one.cpu() for key, one in optimizer_tensors(lrm.model, optimizer).items()
+    }
     after = Adapter(adapter_weights(lrm), optimizer_state)
     try:
         _pass_finite(losses, after)

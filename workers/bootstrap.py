@@ -1,4 +1,4 @@
-"""The cold start of everything: a codebook, semantic IDs for the catalogue so far, histories, and a first LRM.
+"""The cold start of everything: a codebook, semantic IDs for the catalogue so far, histories, a first LRM, two-towers.
 
 Runs once, before the workers, on the earlier part of a timeline. What it writes to topics and to the object store is
 what the workers would have written, had they seen that part live; it is written in bulk, so that a year of watches
@@ -7,9 +7,11 @@ costs a minute. Started again, it fits the next codebook_version and begins anew
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.base_models import NANO_MODEL, find_base_model
+from models.codebook import CodebookManifest
 from models.quantizer import QuantizerConfig
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
@@ -33,11 +36,20 @@ from streams.topics import CHECKPOINTS, HISTORIES, SEMANTIC_IDS
 from workers.bootstrap_assigning import assign
 from workers.bootstrap_codebook import fit_codebook
 from workers.bootstrap_data import Later, catalogue_of
-from workers.bootstrap_lrm import BootstrapConfig, Progress, initial_fit, pretrained_lrm
+from workers.bootstrap_lrm import (
+    BootstrapConfig,
+    Progress,
+    hold_out,
+    initial_fit,
+    pretrained_lrm,
+)
 from workers.training_actor import Video
-from workers.training_state import TrainingState, checkpoint_key, save_state
+from workers.training_state import CHECKPOINTS_KEY, RoundState, checkpoint_key, save_state
+from workers.two_tower_round import first_two_tower_fit
+from workers.two_tower_state import TWO_TOWERS, Content, new_two_tower, save_two_tower
 
 WATCHES_PER_ROW = 25
+TWO_TOWER_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def bootstrap(
         later: what the codebook is judged by; without it, by the past alone.
         progress: told the stage and the share done of it.
 
-    Delivery: the checkpoint is announced last. Killed before that, nothing serves what is half done; run it again.
+    Delivery: the LRM is announced last. Killed before that, nothing serves what is half done; run it again.
     Blocks: for minutes; `progress` is told (stage, share done).
 
     Raises:
@@ -106,7 +118,20 @@ def bootstrap(
         pretrained=pretrained_lrm(settings, codebook.manifest),
         progress=progress,
     )
-    sha256 = _promote(settings, state)
+    fit_two_towers(
+        settings,
+        rows,
+        {one.video_id: found for one in assigned if (found := Content.of(one))},
+        codebook.manifest,
+        progress=progress,
+    )
+    sha256 = promote_first(
+        settings,
+        LRM_MODEL_NAME,
+        state,
+        codebook.manifest.codebook_version,
+        partial(save_state, state),
+    )
     return Bootstrapped(
         codebook_version=codebook.manifest.codebook_version,
         videos=len(assigned),
@@ -163,31 +188,61 @@ def _new_watch(watch: WatchEvent) -> NewWatch:
     )
 
 
-def _promote(settings: Settings, state: TrainingState) -> str:
-    """Save the first checkpoint where the topics end now, and announce it."""
+def fit_two_towers(
+    settings: Settings,
+    rows: list[ShardRow],
+    videos: Mapping[str, Content],
+    manifest: CodebookManifest,
+    *,
+    progress: Progress = lambda stage, share: None,
+) -> None:
+    """Fit the two-towers of the settings to the rows, but for those that the LRM holds out too, and announce them."""
+    anchors, learned = hold_out(rows, random.Random(settings.seed))
+    for model_name, item_tower in TWO_TOWERS.items():
+        if model_name not in settings.training.models:
+            continue
+        state = new_two_tower(item_tower, manifest, videos, seed=settings.seed)
+        state.anchor_rows = anchors
+        first_two_tower_fit(
+            state,
+            learned,
+            epochs=TWO_TOWER_EPOCHS,
+            progress=partial(progress, model_name),
+        )
+        save = partial(save_two_tower, state)
+        promote_first(settings, model_name, state, manifest.codebook_version, save)
+
+
+def promote_first(
+    settings: Settings,
+    model_name: str,
+    state: RoundState,
+    codebook_version: int,
+    save: Callable[..., str],
+) -> str:
+    """Save the first checkpoint of a model where the topics end now, announce it, and return its weights' sha256."""
     store = ObjectStore(settings.storage.root)
     store.remove(
-        f"checkpoints/{LRM_MODEL_NAME}"
+        f"{CHECKPOINTS_KEY}/{model_name}"
     )  # of an earlier codebook; nothing may go on from those
     with TopicReader(settings.kafka, [SEMANTIC_IDS], from_end=True) as reader:
         state.positions.next_semantic_id_offsets = {
             at: to for (_, at), to in reader.next_offsets.items()
         }
     record = {"shard_ids": [], "metrics": {"anchor_loss": state.anchor_loss}, "refused": ""}
-    sha256 = save_state(
-        state, store, LRM_MODEL_NAME, scratch=Path(settings.var_dir) / "scratch", record=record
-    )
+    scratch = Path(settings.var_dir) / "scratch"
+    sha256 = save(store, model_name, scratch=scratch, record=record)
     client = producer(settings.kafka)
     event = CheckpointPromoted(
-        model_name=LRM_MODEL_NAME,
+        model_name=model_name,
         model_version=state.model_version,
-        codebook_version=state.lrm.space.codebook_version,
-        path=checkpoint_key(LRM_MODEL_NAME, state.model_version),
+        codebook_version=codebook_version,
+        path=checkpoint_key(model_name, state.model_version),
         sha256=sha256,
         metrics=record["metrics"],
         newest_event_time_ms=state.newest_event_time_ms,
         promoted_time_ms=now_ms(),
     )
-    send(client, settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, event)
+    send(client, settings.kafka, CHECKPOINTS, model_name, event)
     flush(client)
     return sha256

@@ -111,20 +111,22 @@ def initial_fit(
     """
     progress("vocabulary", 0.0)
     rng = random.Random(seed)
-    anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
-    held_out = {id(row) for row in anchors}
-    learned = [row for row in rows if id(row) not in held_out]
+    anchors, learned = hold_out(rows, rng)
     lrm = pretrained or build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
     losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
-    for row in learned:
-        state.reservoir.add(row, state.rng)
-        newest = max(watch.event_time_ms for watch in row.watches)
-        state.newest_event_time_ms = max(state.newest_event_time_ms, newest)
+    state.count(learned)
     state.model_version, state.steps = 1, len(losses)
     state.anchor_loss = loss_on(state, anchors, videos)
     return state, losses
+
+
+def hold_out(rows: list[ShardRow], rng: random.Random) -> tuple[list[ShardRow], list[ShardRow]]:
+    """Return some rows as anchors, and the others; the same state of `rng` gives the same."""
+    anchors = rng.sample(rows, min(ANCHOR_ROWS, len(rows) // 10))
+    held_out = {id(row) for row in anchors}
+    return anchors, [row for row in rows if id(row) not in held_out]
 
 
 def _blocks(

@@ -17,6 +17,7 @@ from infra.settings import KafkaSettings
 from streams.client import TopicReader
 from streams.codec import decode, decode_upload
 from streams.events import (
+    LRM_MODEL_NAME,
     CheckpointPromoted,
     ImpressionsShown,
     SemanticIdAssigned,
@@ -51,7 +52,7 @@ class Observations:
         watches: append time of each watch.
         assigned: (append time, event), in the order of the log's append times.
         first_servable: video_id to when a replica first could recommend it.
-        shards, checkpoints: (append time, event).
+        shards, checkpoints: (append time, event); checkpoints and swaps of the LRM, other models' are passed over.
         swaps: reports of all replicas.
         impressions: what each answer showed.
         dead_letters: how many records were refused.
@@ -85,9 +86,13 @@ class Observations:
         elif topic is SHARDS:
             self.shards.append((append_time, decode(ShardSealed, value)))
         elif topic is CHECKPOINTS:
-            self.checkpoints.append((append_time, decode(CheckpointPromoted, value)))
+            promoted = decode(CheckpointPromoted, value)
+            if promoted.model_name == LRM_MODEL_NAME:
+                self.checkpoints.append((append_time, promoted))
         elif topic is SWAPS:
-            self.swaps.append(decode(SwapReported, value))
+            swap = decode(SwapReported, value)
+            if swap.model_name == LRM_MODEL_NAME:
+                self.swaps.append(swap)
         elif topic is IMPRESSIONS:
             self.impressions.append(decode(ImpressionsShown, value))
         elif topic.name.endswith("dead_letters"):

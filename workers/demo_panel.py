@@ -34,6 +34,8 @@ STAGES = {
     "publish": "publish the codebook",
     "vocabulary": "train the vocabulary",
     "lrm": "fit the first LRM",
+    "two_tower_cluster": "fit the first two-tower",
+    "two_tower_hash": "fit its twin on hashed ids",
 }
 
 

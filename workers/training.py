@@ -5,6 +5,8 @@
                 serving.impressions, if they rank
     actor       rows and videos of one round            nothing               a checkpoint folder
 
+There is one such pair for each model, and none knows of another: each has its own positions, plan and checkpoints.
+
 Exactly once in effect: the positions in all topics are in the checkpoint, never in a consumer group. A round is
 (1) write down what it takes, (2) train, (3) save the checkpoint with the new positions, (4) announce it. Killed at any
 point, the loop goes on from the newest complete checkpoint: between (1) and (3) the same state takes the same again,
@@ -16,9 +18,10 @@ Knows nothing of how the model learns (`workers.training_round`) and of what a r
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -31,6 +34,7 @@ from infra.errors import ConfigError, DecodeError, TransientError, VersionMismat
 from infra.log import configure, get_logger
 from infra.ray_cluster import ensure_ray
 from infra.settings import Settings
+from infra.stopping import stop_on_signal
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
 from streams.client import TopicReader, flush, producer, send
@@ -38,7 +42,8 @@ from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
 from workers.adapter_announcements import adapter_promotions, log_adapters
-from workers.training_actor import LrmTrainerActor, RoundOutcome, RoundTask, Video
+from workers.trainers import TRAINERS
+from workers.training_actor import RoundOutcome, RoundTask
 from workers.training_intake import TrainingIntake
 from workers.training_round import EARLIER_WATCHES, metric_name
 from workers.training_state import (
@@ -50,6 +55,7 @@ from workers.training_state import (
     read_record,
     save_plan,
 )
+from workers.two_tower_state import TWO_TOWERS
 
 log = get_logger()
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
@@ -58,24 +64,28 @@ PUT_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class TrainingLoop:
-    """Reads, gives rounds to the actor, announces what passed."""
+    """Of one model: reads, gives rounds to its actor, announces what passed."""
 
     def __init__(self, settings: Settings, *, model_name: str = LRM_MODEL_NAME) -> None:
         self._settings = settings
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
+        self._trainer = TRAINERS[model_name]
         version = self._newest_version()
         # What Ray has set aside for the workers of an actor that was killed is free when this process ends, not before.
-        self._actor_deaths_max = ACTOR_DEATHS_MAX if settings.training.workers == 1 else 1
+        has_workers = model_name == LRM_MODEL_NAME and settings.training.workers > 1
+        self._actor_deaths_max = 1 if has_workers else ACTOR_DEATHS_MAX
         self._actor_deaths = 0
         self._put_offs = 0
         self._plan = load_plan(self._store, model_name, version + 1)
         self._intake = TrainingIntake(
             settings,
             self._store,
+            model_name=model_name,
             codebook_version=self._agreed_codebook(version),
             positions=load_positions(self._store, model_name, version),
             until=self._plan,
+            video_of=self._trainer.video_of,
         )
         self._producer = producer(settings.kafka)
         self._announce_missing(version)
@@ -102,10 +112,8 @@ class TrainingLoop:
         return current
 
     def _start_actor(self) -> Any:
-        actor = LrmTrainerActor.remote(self._settings, self._model_name)  # type: ignore[attr-defined]
-        self._intake.changes = {
-            video_id: Video.of(found) for video_id, found in self._intake.catalogue.videos.items()
-        }
+        actor = self._trainer.actor.remote(self._settings, self._model_name)
+        self._intake.repeat_videos()
         return actor
 
     def actor_pid(self) -> Any:
@@ -186,21 +194,31 @@ class TrainingLoop:
 
     def _count_death(self, error: RayActorError) -> None:
         self._actor_deaths += 1
-        metrics.ROUNDS.labels("actor_died").inc()
-        log.warning("training_actor_died", error=str(error), in_a_row=self._actor_deaths)
+        metrics.ROUNDS.labels(self._model_name, "actor_died").inc()
+        log.warning(
+            "training_actor_died",
+            model_name=self._model_name,
+            error=str(error),
+            in_a_row=self._actor_deaths,
+        )
         if self._actor_deaths >= self._actor_deaths_max:
             raise TransientError(
-                f"the training actor died {self._actor_deaths} times in a row, so this process ends: {error}"
+                f"the training actor of {self._model_name} died {self._actor_deaths} times in a row, "
+                f"so this process ends: {error}"
             )
 
     def _put_off(self, error: Exception, stopping: threading.Event) -> None:
         """Wait before the same is tried again, longer each time."""
-        metrics.ROUNDS.labels("put_off").inc()
+        metrics.ROUNDS.labels(self._model_name, "put_off").inc()
         again_in_s = PUT_OFF_S[min(self._put_offs, len(PUT_OFF_S) - 1)]
         self._put_offs += 1
         reason = error.cause if isinstance(error, RayTaskError) else error
         log.error(
-            "round_put_off", error=str(reason), in_a_row=self._put_offs, again_in_s=again_in_s
+            "round_put_off",
+            model_name=self._model_name,
+            error=str(reason),
+            in_a_row=self._put_offs,
+            again_in_s=again_in_s,
         )
         stopping.wait(again_in_s)
 
@@ -214,18 +232,19 @@ class TrainingLoop:
         self._actor = self._start_actor()
 
     def _conclude(self, outcome: RoundOutcome, shard_ids: tuple[str, ...]) -> None:
-        verdict = "refused" if outcome.refused else "promoted"
-        metrics.ROUNDS.labels(verdict).inc()
-        metrics.UNKNOWN_VIDEOS.inc(outcome.metrics.get("unknown_video_watches", 0))
-        metrics.WATCHES_LEFT_OUT.inc(outcome.metrics.get("watches_left_out", 0))
+        verdict, name = "refused" if outcome.refused else "promoted", self._model_name
+        metrics.ROUNDS.labels(name, verdict).inc()
+        metrics.UNKNOWN_VIDEOS.labels(name).inc(outcome.metrics.get("unknown_video_watches", 0))
+        metrics.WATCHES_LEFT_OUT.labels(name).inc(outcome.metrics.get("watches_left_out", 0))
         for earlier in EARLIER_WATCHES:
             recall = outcome.metrics.get(metric_name("recall_at_10", earlier))
             if recall is not None:
-                metrics.PREQUENTIAL_RECALL.labels(earlier).set(recall)
+                metrics.PREQUENTIAL_RECALL.labels(name, earlier).set(recall)
         measured = {name: round(value, 4) for name, value in outcome.metrics.items()}
         laps = {f"{name}_s": round(seconds, 2) for name, seconds in outcome.laps_s.items()}
         log.info(
             f"checkpoint_{verdict}",
+            model_name=name,
             model_version=outcome.model_version,
             shards=len(shard_ids),
             seconds=round(outcome.seconds, 2),
@@ -242,7 +261,8 @@ class TrainingLoop:
                 shard_ids,
                 outcome.newest_event_time_ms,
             )
-            metrics.LAST_SUCCESS.labels("shard_to_checkpoint").set_to_current_time()
+            if name == LRM_MODEL_NAME:  # the model that the stages lead to
+                metrics.LAST_SUCCESS.labels("shard_to_checkpoint").set_to_current_time()
         self._collect()
 
     def _announce(
@@ -320,15 +340,57 @@ class TrainingLoop:
 
 
 def run(settings: Settings) -> None:
-    """Be the training process until SIGTERM or SIGINT; a round that is under way is given up and repeated later."""
+    """Be the training process until SIGTERM or SIGINT; rounds that are under way are given up and repeated later."""
     configure("train", level=settings.log.level, format=settings.log.format)
     metrics.expose(settings.metrics.host, settings.metrics.training_port)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    with claim(settings.var_dir / "training.lock", "training loop"), ensure_ray(settings):
-        loop = TrainingLoop(settings)
-        try:
-            loop.run(stopping)
-        finally:
-            loop.close()
+    stopping = stop_on_signal()
+    with ExitStack() as stack:
+        stack.enter_context(claim(settings.var_dir / "training.lock", "training loop"))
+        stack.enter_context(ensure_ray(settings))
+        loops = []
+        for model_name in refreshed_models(settings):
+            loops.append(TrainingLoop(settings, model_name=model_name))
+            stack.callback(loops[-1].close)
+        run_loops(loops, stopping)
+
+
+def refreshed_models(settings: Settings) -> list[str]:
+    """Return the models to refresh: those of the settings, without two-towers that were never fitted.
+
+    A store that was bootstrapped before there were any has none, and its LRM must not wait for that.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    store = ObjectStore(settings.storage.root)
+    found: list[str] = []
+    for name in dict.fromkeys(settings.training.models):
+        if name in TWO_TOWERS and not checkpoint_versions(store, name):
+            log.warning(
+                "model_not_refreshed",
+                model_name=name,
+                reason="it has no checkpoint: run `freshet bootstrap`, or leave it out of FRESHET_TRAINING__MODELS",
+            )
+        else:
+            found.append(name)
+    if not found:
+        raise ConfigError(
+            f"no checkpoint of {' or '.join(settings.training.models)} in {settings.storage.root}: "
+            "run `freshet bootstrap` first"
+        )
+    return found
+
+
+def run_loops(loops: Sequence[TrainingLoop], stopping: threading.Event) -> None:
+    """Run each loop in a thread until told to stop; an error in one stops all, and is raised."""
+    with ThreadPoolExecutor(max(1, len(loops)), thread_name_prefix="training") as pool:
+        running = [pool.submit(_run_until, loop, stopping) for loop in loops]
+    for each in running:
+        each.result()
+
+
+def _run_until(loop: TrainingLoop, stopping: threading.Event) -> None:
+    try:
+        loop.run(stopping)
+    finally:
+        stopping.set()

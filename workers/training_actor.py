@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -27,9 +29,18 @@ from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
 from workers.adapter_rounds import AdapterRecord, run_adapters
 from workers.impression_intake import Shown
-from workers.training_round import RoundInput, RoundLimits, Train, run_round, train_alone
+from workers.training_round import (
+    RoundInput,
+    RoundLimits,
+    RoundResult,
+    Train,
+    run_round,
+    train_alone,
+)
 from workers.training_state import (
     Positions,
+    RoundState,
+    TrainingState,
     checkpoint_key,
     checkpoint_versions,
     load_state,
@@ -104,8 +115,10 @@ class RoundOutcome:
     refused: str
 
 
-class LrmTrainer:
-    """The state of training, moved forward by rounds; testable without Ray."""
+class Trainer(ABC):
+    """The state of a model in training, moved forward by rounds; testable without Ray."""
+
+    _state: RoundState
 
     def __init__(self, settings: Settings, model_name: str) -> None:
         log.configure("train.actor", level=settings.log.level, format=settings.log.format)
@@ -113,30 +126,31 @@ class LrmTrainer:
         self._settings = settings
         self._model_name = model_name
         self._store = ObjectStore(settings.storage.root)
-        self._train = self._trainer()
-        self._videos: dict[str, Video] = {}
+        self._videos: dict[str, Any] = {}
         self._load_newest()
-
-    def _trainer(self) -> Train:
-        training = self._settings.training
-        if training.workers == 1:
-            return train_alone
-        from workers.training_parallel import ParallelTraining  # two seconds that one worker spares
-
-        return ParallelTraining(
-            self._store.root, self._model_name, training.workers, training.threads
-        )
 
     def _load_newest(self) -> None:
         version = checkpoint_versions(self._store, self._model_name)[-1]
         cache = self._settings.var_dir / "cache"
-        self._state = load_state(self._store, self._model_name, version, cache=cache)
+        self._state = self._load(version, cache)
+
+    @abstractmethod
+    def _load(self, version: int, cache: Path) -> RoundState:
+        """Return the state of a checkpoint."""
+
+    @abstractmethod
+    def _learn(self, task: RoundTask) -> tuple[RoundResult, dict[str, AdapterRecord]]:
+        """Move the state one round forward, and its adapters; raises GateError where it must not be promoted."""
+
+    @abstractmethod
+    def _write(self, scratch: Path, record: dict[str, Any]) -> str:
+        """Save the state as a checkpoint and return its weights' sha256."""
 
     def pid(self) -> int:
         """Return this process's id."""
         return os.getpid()
 
-    def update_videos(self, changes: Mapping[str, Video | None]) -> int:
+    def update_videos(self, changes: Mapping[str, Any]) -> int:
         """Take in assigned, changed and (None) removed videos; return how many are live."""
         for video_id, video in changes.items():
             if video is None:
@@ -155,22 +169,11 @@ class LrmTrainer:
                 another actor, as this one's state is neither that from before nor that from after.
         """
         started = time.monotonic()
-        training = self._settings.training
-        new = RoundInput(
-            rows=task.rows,
-            new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
-            videos=self._videos,
-            erased_users=task.erased_users,
-        )
-        limits = RoundLimits(training.replay_share, training.evaluate_max)
-        refused, adapters = "", {}
+        refused = ""
+        adapters: dict[str, AdapterRecord] = {}
         try:
-            result = run_round(self._state, new, limits, train=self._train)
+            result, adapters = self._learn(task)
             metrics, laps = result.metrics, result.laps
-            adapters = run_adapters(
-                self._state, new, limits, names=training.adapters, shown=task.shown
-            )
-            laps.end("adapters")
         except GateError as error:
             refused, metrics, laps = str(error), {}, Laps()
             self._load_newest()  # the weights from before, the positions from after: these shards are not retried
@@ -204,11 +207,9 @@ class LrmTrainer:
             "refused": refused,
             "adapters": adapters,
         }
-        scratch = self._settings.var_dir / "scratch"
+        scratch = self._settings.var_dir / "scratch" / self._model_name
         try:
-            return save_state(
-                self._state, self._store, self._model_name, scratch=scratch, record=record
-            )
+            return self._write(scratch, record)
         except (OSError, SafetensorError) as error:
             raise TransientError(
                 f"checkpoint {self._state.model_version} could not be written to {self._store.root} by way of "
@@ -216,6 +217,48 @@ class LrmTrainer:
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+class LrmTrainer(Trainer):
+    """That of the LRM."""
+
+    _state: TrainingState
+
+    def __init__(self, settings: Settings, model_name: str) -> None:
+        super().__init__(settings, model_name)
+        self._train = self._trainer()
+
+    def _trainer(self) -> Train:
+        training = self._settings.training
+        if training.workers == 1:
+            return train_alone
+        from workers.training_parallel import ParallelTraining  # two seconds that one worker spares
+
+        return ParallelTraining(
+            self._store.root, self._model_name, training.workers, training.threads
+        )
+
+    def _load(self, version: int, cache: Path) -> TrainingState:
+        return load_state(self._store, self._model_name, version, cache=cache)
+
+    def _learn(self, task: RoundTask) -> tuple[RoundResult, dict[str, AdapterRecord]]:
+        training = self._settings.training
+        new = RoundInput(
+            rows=task.rows,
+            new_videos=[self._videos[one] for one in task.new_video_ids if one in self._videos],
+            videos=self._videos,
+            erased_users=task.erased_users,
+        )
+        limits = RoundLimits(training.replay_share, training.evaluate_max)
+        result = run_round(self._state, new, limits, train=self._train)
+        adapters = run_adapters(self._state, new, limits, names=training.adapters, shown=task.shown)
+        result.laps.end("adapters")
+        return result, adapters
+
+    def _write(self, scratch: Path, record: dict[str, Any]) -> str:
+        return save_state(
+            self._state, self._store, self._model_name, scratch=scratch, record=record
+        )
 
 
 @ray.remote(num_cpus=0, max_restarts=0)

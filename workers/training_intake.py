@@ -13,9 +13,9 @@ written down before it begins: started again at any moment, this hands out the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
@@ -27,7 +27,7 @@ from infra.storage import ObjectStore
 from streams.catalogue import Catalogue
 from streams.client import TopicReader
 from streams.codec import decode
-from streams.events import ShardSealed
+from streams.events import LRM_MODEL_NAME, SemanticIdAssigned, ShardSealed
 from streams.shards import ShardRow, read_erased_users, read_shard
 from streams.topics import SEMANTIC_IDS, SHARDS
 from workers.adapter_rounds import RANKING
@@ -64,7 +64,7 @@ class TrainingIntake:
 
     Attributes:
         catalogue: the live videos, as of the last `poll`.
-        changes: what changed in it since `take_changes` was last called; None for a removed video.
+        changes: what changed in it since the last round, as the trainer is told; None for a removed video.
     """
 
     def __init__(
@@ -72,15 +72,21 @@ class TrainingIntake:
         settings: Settings,
         store: ObjectStore,
         *,
+        model_name: str = LRM_MODEL_NAME,
         codebook_version: int,
         positions: Positions,
         until: Plan | None,
+        video_of: Callable[[SemanticIdAssigned], Any] = Video.of,
     ) -> None:
-        """Read the catalogue to its end, or as it was when the open round was planned."""
+        """Read the catalogue to its end, or as it was when the open round was planned.
+
+        `video_of` says what the trainer is told of a video; None where it cannot use it.
+        """
+        self._model_name, self._video_of = model_name, video_of
         self._settings = settings.training
         self._store = store
         self.catalogue = Catalogue(codebook_version)
-        self.changes: dict[str, Video | None] = {}
+        self.changes: dict[str, Any] = {}
         self._learned = dict(positions.next_semantic_id_offsets)
         self._new_video_ids: dict[str, None] = {}
         self._held_back: list[Message] = []
@@ -92,9 +98,15 @@ class TrainingIntake:
         for _, message in self._shards_reader.read_to_end() if until else ():
             self._take_shard(message)
         self._impressions: ImpressionIntake | None = None
-        if RANKING in settings.training.adapters:
+        if model_name == LRM_MODEL_NAME and RANKING in settings.training.adapters:
             window = (until.positions if until else positions).first_impression_offsets
             self._impressions = ImpressionIntake(settings.kafka, window, is_begun=until is not None)
+
+    def repeat_videos(self) -> None:
+        """Make all live videos changes again, for a trainer that knows of none."""
+        self.changes = {
+            video_id: self._video_of(found) for video_id, found in self.catalogue.videos.items()
+        }
 
     def poll(self) -> None:
         """Read what is new; shards first, so that the videos of every shard are known when it is learned from.
@@ -104,8 +116,9 @@ class TrainingIntake:
         for _, message in self._shards_reader.poll(timeout_s=self._settings.idle_poll_s):
             self._take_shard(message)
         self._read_videos({})
-        metrics.BACKLOG.set(len(self._waiting))
-        metrics.BACKLOG_WATCHES.set(sum(each.sealed.watches for each in self._waiting))
+        watches = sum(each.sealed.watches for each in self._waiting)
+        metrics.BACKLOG.labels(self._model_name).set(len(self._waiting))
+        metrics.BACKLOG_WATCHES.labels(self._model_name).set(watches)
 
     def _take_shard(self, message: Message) -> None:
         try:
@@ -134,7 +147,7 @@ class TrainingIntake:
             return
         if change is None:
             return
-        self.changes[change.video_id] = Video.of(change.current) if change.current else None
+        self.changes[change.video_id] = self._video_of(change.current) if change.current else None
         if message.offset() >= self._learned.get(message.partition(), 0):
             self._new_video_ids[change.video_id] = None
 
@@ -179,8 +192,13 @@ class TrainingIntake:
                 found, erased_here = read_shard(data), read_erased_users(data)
                 self._check_codebook(found)
             except (VersionMismatchError, DecodeError) as error:
-                metrics.SHARDS.labels("skipped").inc()
-                log.error("shard_skipped", shard_id=sealed.shard_id, error=str(error))
+                metrics.SHARDS_SKIPPED.labels(self._model_name).inc()
+                log.error(
+                    "shard_skipped",
+                    model_name=self._model_name,
+                    shard_id=sealed.shard_id,
+                    error=str(error),
+                )
                 continue
             kept = [row for row in found if is_sampled(sealed.shard_id, row, plan.row_share)]
             left_out += _num_watches(found) - _num_watches(kept)

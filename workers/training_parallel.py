@@ -150,7 +150,7 @@ def _work(given: dict[str, Any]) -> None:
         made.mkdir()
         learned = {key: each.detach() for key, each in state.lrm.model.named_parameters()}
         save_file(learned, made / WEIGHTS_FILE)
-        save_file(optimizer_tensors(state.lrm, state.optimizer), made / OPTIMIZER_FILE)
+        save_file(optimizer_tensors(state.lrm.model, state.optimizer), made / OPTIMIZER_FILE)
         (made / LOSSES_FILE).write_text(json.dumps(losses))
         report({}, checkpoint=Checkpoint.from_directory(made))
 
@@ -161,6 +161,6 @@ def _take_over(state: TrainingState, folder: Path) -> list[float]:
     weights = load_file(folder / WEIGHTS_FILE)
     for name, parameter in state.lrm.model.named_parameters():
         parameter.copy_(weights[name])
-    restore_optimizer(state.lrm, state.optimizer, load_file(folder / OPTIMIZER_FILE))
+    restore_optimizer(state.lrm.model, state.optimizer, load_file(folder / OPTIMIZER_FILE))
     losses: list[float] = json.loads((folder / LOSSES_FILE).read_bytes())
     return losses

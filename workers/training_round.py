@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +32,7 @@ from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
 from streams.shards import NewWatch, PastWatch, ShardRow
-from workers.training_state import TrainingState
+from workers.training_state import RoundState, TrainingState
 
 # Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
 ANCHOR_LOSS_RISE_MAX = 0.10
@@ -117,11 +117,7 @@ def run_round(
     result.laps.end("train")
     state.steps += len(result.losses)
     state.model_version += 1
-    for row in new.rows:
-        state.reservoir.add(row, state.rng)
-        for watch in row.watches:
-            state.newest_event_time_ms = max(state.newest_event_time_ms, watch.event_time_ms)
-            state.watch_counts[watch.video_id] += 1
+    state.count(new.rows)
     result.metrics |= {
         "loss": sum(result.losses) / max(1, len(result.losses)),
         "steps": float(len(result.losses)),
@@ -187,14 +183,28 @@ def prequential(state: TrainingState, new: RoundInput, evaluate_max: int) -> dic
     Also by how many watches of the target have been learned: `metric_name` names them, and one of `EARLIER_WATCHES`
     that nothing in the sample fell into is left out.
     """
+    sample = sampled_watches(new.rows, new.videos, evaluate_max, state.rng)
+    ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
+    return by_earlier_watches(state, sample, ranked)
+
+
+def sampled_watches(
+    rows: Sequence[ShardRow], videos: Container[str], evaluate_max: int, rng: random.Random
+) -> list[tuple[ShardRow, int]]:
+    """Return some watches of these videos, each as its row and its place in it."""
     asked = [
         (row, index)
-        for row in new.rows
+        for row in rows
         for index, watch in enumerate(row.watches)
-        if watch.video_id in new.videos
+        if watch.video_id in videos
     ]
-    sample = state.rng.sample(asked, min(evaluate_max, len(asked)))
-    ranked = _ranked(state.lrm, [_request(row, index) for row, index in sample], new.videos)
+    return rng.sample(asked, min(evaluate_max, len(asked)))
+
+
+def by_earlier_watches(
+    state: RoundState, sample: Sequence[tuple[ShardRow, int]], ranked: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return how well sampled watches were ranked, of all and by how many watches of the video were learned before."""
     targets = [row.watches[index].video_id for row, index in sample]
     measured: dict[str, float] = {}
     for earlier, (least, most) in EARLIER_WATCHES.items():

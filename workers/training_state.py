@@ -152,19 +152,15 @@ def without(
     return kept
 
 
-@dataclass
-class TrainingState:
-    """The mutable whole that a round moves forward.
+@dataclass(kw_only=True)
+class RoundState:
+    """What a round moves forward beside the model, of whatever kind that is.
 
     Attributes:
         anchor_rows: held out of all training; their loss shows forgetting.
         watch_counts: of each live video, how many of its watches were learned.
-        adapters: that stay beside the base, by name.
     """
 
-    lrm: Lrm
-    config: TrainingConfig
-    optimizer: torch.optim.AdamW
     reservoir: Reservoir
     positions: Positions
     rng: random.Random
@@ -174,7 +170,6 @@ class TrainingState:
     anchor_loss: float = float("inf")
     newest_event_time_ms: int = 0
     watch_counts: Counter[str] = field(default_factory=Counter)
-    adapters: dict[str, Adapter] = field(default_factory=dict)
 
     def forget(self, videos: Container[str], users: Container[str]) -> None:
         """Drop what is held of videos that are not among these, and of these users."""
@@ -182,6 +177,28 @@ class TrainingState:
         self.anchor_rows = without(self.anchor_rows, videos, users)
         for video_id in [each for each in self.watch_counts if each not in videos]:
             del self.watch_counts[video_id]
+
+    def count(self, rows: Iterable[ShardRow]) -> None:
+        """Take in rows that were learned just now."""
+        for row in rows:
+            self.reservoir.add(row, self.rng)
+            for watch in row.watches:
+                self.newest_event_time_ms = max(self.newest_event_time_ms, watch.event_time_ms)
+                self.watch_counts[watch.video_id] += 1
+
+
+@dataclass(kw_only=True)
+class TrainingState(RoundState):
+    """The mutable whole that a round of the LRM moves forward.
+
+    Attributes:
+        adapters: that stay beside the base, by name.
+    """
+
+    lrm: Lrm
+    config: TrainingConfig
+    optimizer: torch.optim.AdamW
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
 
 def new_state(
@@ -232,29 +249,54 @@ def save_state(
 
     Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
     """
-    key = checkpoint_key(model_name, state.model_version)
-    store.remove(key)  # what a killed round may have left, or one without room
-    folder = scratch / f"{model_name}-{state.model_version:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(state, store, model_name, scratch)
     notes = {"training": asdict(state.config), "steps": state.steps}
     sha256 = save_lrm(state.lrm, folder, notes=notes)
-    save_file(optimizer_tensors(state.lrm, state.optimizer), folder / OPTIMIZER_FILE)
+    save_file(optimizer_tensors(state.lrm.model, state.optimizer), folder / OPTIMIZER_FILE)
     if adapters := adapter_tensors(state.lrm.model):
         save_file(adapters, folder / ADAPTERS_FILE)
-    (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
-    (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
     base = Base(state.model_version, sha256, state.lrm.space.codebook_version)
     for name, adapter in state.adapters.items():
         save_adapter(adapter, folder / adapter_path(name), base)
+    document = {
+        "codebook_version": state.lrm.space.codebook_version,
+        "config": asdict(state.config),
+        "sha256": sha256,
+        "record": record,
+    }
+    complete_checkpoint(state, folder, document, store, model_name)
+    return sha256
+
+
+def empty_folder(state: RoundState, store: ObjectStore, model_name: str, scratch: Path) -> Path:
+    """Return where a checkpoint's files can be written, after removing what an earlier attempt at it has left."""
+    store.remove(
+        checkpoint_key(model_name, state.model_version)
+    )  # of a killed round, or one without room
+    folder = scratch / f"{model_name}-{state.model_version:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def complete_checkpoint(
+    state: RoundState, folder: Path, document: dict[str, Any], store: ObjectStore, model_name: str
+) -> None:
+    """Put the model's files in `folder` into the store, and with them the rest of the state; `folder` goes.
+
+    `document` is what state.json says of the model; the rest of it is added here.
+
+    Delivery: killed before the last step, there is no such checkpoint and the round is repeated from the one before.
+    """
+    (folder / RESERVOIR_FILE).write_bytes(write_shard([*state.anchor_rows, *state.reservoir.rows]))
+    (folder / COUNTS_FILE).write_text(json.dumps(state.watch_counts))
     files = {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     version, internal, gauss = state.rng.getstate()
-    document = {
+    document = document | {
         "model_version": state.model_version,
-        "codebook_version": state.lrm.space.codebook_version,
         "steps": state.steps,
         "positions": asdict(state.positions),
         "rng": [version, list(internal), gauss],
@@ -265,17 +307,14 @@ def save_state(
             for name in ("capacity", "seen", "vacant", "vacant_outside")
         },
         "newest_event_time_ms": state.newest_event_time_ms,
-        "config": asdict(state.config),
         "files": files,
-        "sha256": sha256,
-        "record": record,
     }
+    key = checkpoint_key(model_name, state.model_version)
     store.put_directory(key, folder)  # Step 1: the files
     store.put_bytes(
         f"{key}/{STATE_FILE}", json.dumps(document).encode()
     )  # Step 2: what completes them
     shutil.rmtree(folder)
-    return sha256
 
 
 def read_record(store: ObjectStore, model_name: str, model_version: int) -> dict[str, Any]:
@@ -304,7 +343,30 @@ def _positions(document: dict[str, Any]) -> Positions:
 def load_state(
     store: ObjectStore, model_name: str, model_version: int, *, cache: Path
 ) -> TrainingState:
-    """Return the state as it was saved, every file's hash checked first.
+    """Return the state as it was saved, every file's hash checked first; raises like `open_checkpoint`."""
+    document, folder = open_checkpoint(store, model_name, model_version, cache=cache)
+    lrm = load_lrm(folder, sha256=document["sha256"])
+    config = TrainingConfig(**document["config"])
+    prepare(lrm, config)
+    if config.adapter_rank:
+        restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))
+    optimizer = make_optimizer(lrm, config)
+    restore_optimizer(lrm.model, optimizer, load_file(folder / OPTIMIZER_FILE))
+    return TrainingState(
+        lrm=lrm,
+        config=config,
+        optimizer=optimizer,
+        adapters={
+            path.name: read_adapter(path) for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
+        },
+        **round_state_of(document, folder),
+    )
+
+
+def open_checkpoint(
+    store: ObjectStore, model_name: str, model_version: int, *, cache: Path
+) -> tuple[dict[str, Any], Path]:
+    """Return a checkpoint's state.json and a local folder with its files, their hashes checked.
 
     Raises:
         VersionMismatchError: a file is not the one that was saved.
@@ -319,35 +381,27 @@ def load_state(
             raise VersionMismatchError(
                 f"{key}/{name} has sha256 {found}, state.json says {expected}"
             )
-    lrm = load_lrm(folder, sha256=document["sha256"])
-    config = TrainingConfig(**document["config"])
-    prepare(lrm, config)
-    if config.adapter_rank:
-        restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))
-    optimizer = make_optimizer(lrm, config)
-    restore_optimizer(lrm, optimizer, load_file(folder / OPTIMIZER_FILE))
+    return document, folder
+
+
+def round_state_of(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of a `RoundState` by name, as a checkpoint has them."""
     rows = read_shard((folder / RESERVOIR_FILE).read_bytes())
     num_anchors = document["anchor_rows"]
     rng = random.Random()
     version, internal, gauss = document["rng"]
     rng.setstate((version, tuple(internal), gauss))
-    return TrainingState(
-        lrm=lrm,
-        config=config,
-        optimizer=optimizer,
-        reservoir=Reservoir(rows=rows[num_anchors:], **document["reservoir"]),
-        positions=_positions(document),
-        rng=rng,
-        model_version=document["model_version"],
-        steps=document["steps"],
-        anchor_rows=rows[:num_anchors],
-        anchor_loss=document["anchor_loss"],
-        newest_event_time_ms=document["newest_event_time_ms"],
-        watch_counts=_watch_counts(folder / COUNTS_FILE),
-        adapters={
-            path.name: read_adapter(path) for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
-        },
-    )
+    return {
+        "reservoir": Reservoir(rows=rows[num_anchors:], **document["reservoir"]),
+        "positions": _positions(document),
+        "rng": rng,
+        "model_version": document["model_version"],
+        "steps": document["steps"],
+        "anchor_rows": rows[:num_anchors],
+        "anchor_loss": document["anchor_loss"],
+        "newest_event_time_ms": document["newest_event_time_ms"],
+        "watch_counts": _watch_counts(folder / COUNTS_FILE),
+    }
 
 
 def _watch_counts(path: Path) -> Counter[str]:

@@ -1,6 +1,7 @@
-"""The training loop as a process that dies in its first round: `python -m tests.integration.stopped_training METHOD`.
+"""The training loop of a model as a process that dies in its first round.
 
-It dies where METHOD of the loop would begin: `_round` comes when the plan is written, `_conclude` after the checkpoint.
+`python -m tests.integration.stopped_training METHOD MODEL`: it dies where METHOD of the loop would begin. `_round` is
+when the plan is written, `_conclude` after the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from infra.settings import load_settings
 from workers.training import TrainingLoop
 
 
-def main(method: str) -> None:
+def main(method: str, model_name: str) -> None:
     """Begin a round and die."""
 
     def die(*_: Any) -> None:
@@ -25,8 +26,8 @@ def main(method: str) -> None:
 
     settings = load_settings()
     with ensure_ray(settings), patch.object(TrainingLoop, method, die):
-        TrainingLoop(settings).run(threading.Event())
+        TrainingLoop(settings, model_name=model_name).run(threading.Event())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

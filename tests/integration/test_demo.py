@@ -16,6 +16,10 @@ import psutil
 import pytest
 
 from infra.clock import Deadline
+from infra.storage import ObjectStore
+from streams.events import LRM_MODEL_NAME
+from workers.trainers import TRAINERS
+from workers.training_state import checkpoint_versions, read_record
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -38,10 +42,12 @@ def environment(var_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def demo(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    var_dir = tmp_path_factory.mktemp("demo")
+def var_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def demo(var_dir: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     finished = subprocess.run(
         [sys.executable, "-m", "freshet", "demo", *SLICE],
         cwd=ROOT, env=environment(var_dir), capture_output=True, text=True, timeout=850, check=False,
@@ -84,6 +90,18 @@ def test_checkpoints_are_swapped_in_without_a_failed_request(
     assert report["recommended_not_live"] == 0
     assert report["distinct_swaps"] >= 3
     assert report["distinct_checkpoints"] == report["checkpoints"]
+
+
+def test_cold_start_fits_two_towers_that_the_report_does_not_count(
+    demo: tuple[subprocess.CompletedProcess[str], dict[str, Any]], var_dir: Path
+) -> None:
+    _, report = demo
+    store = ObjectStore(str(var_dir / "demo" / "store"))
+    first = {
+        name: read_record(store, name, checkpoint_versions(store, name)[0]) for name in TRAINERS
+    }
+    assert {one["codebook_version"] for one in first.values()} == {1}
+    assert report["checkpoints"] < checkpoint_versions(store, LRM_MODEL_NAME)[-1]
 
 
 def test_every_stage_has_a_delay(

@@ -36,6 +36,7 @@ from streams.client import TopicReader, flush, producer, send, wait_until
 from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
+    TWO_TOWER_CLUSTER,
     CheckpointPromoted,
     ImpressionsShown,
     SwapReported,
@@ -258,6 +259,9 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
         serving.until(lambda: 1 in versions, "an answer of version 1")
         for version in (2, 3):
             seen = len(versions)
+            other = serving.checkpoint(version + 90)
+            other = other.model_copy(update={"model_name": TWO_TOWER_CLUSTER})
+            serving.publish(CHECKPOINTS, TWO_TOWER_CLUSTER, other)  # another model's: passed over
             serving.promote(serving.checkpoint(version))
             serving.until(lambda v=version: v in versions, f"an answer of version {version}")  # type: ignore[misc]
             assert len(versions) > seen

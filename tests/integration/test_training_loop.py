@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,27 +23,28 @@ from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
 from models.lrm import load_lrm
 from models.surface_adapters import load_adapter
-from models.training import TrainingConfig
-from streams.admin import create_topics
-from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, flush, producer, send, wait_until
-from streams.codec import decode
 from streams.events import (
     LRM_MODEL_NAME,
-    CheckpointPromoted,
+    TWO_TOWER_CLUSTER,
+    TWO_TOWER_HASH,
     ImpressionItem,
     ImpressionsShown,
-    SemanticIdAssigned,
 )
-from streams.shards import ShardRow, write_shard
-from streams.topics import CHECKPOINTS, IMPRESSIONS, SEMANTIC_IDS, SHARDS
-from tests.lrm_factories import shard_row, some_videos, tiny_lrm
-from tests.sealed_shards import sealed_shard
-from tests.tiny_serving import publish_tiny_codebook
+from streams.topics import CHECKPOINTS, IMPRESSIONS
+from tests.integration.training_stage import (
+    Running,
+    announce_shard,
+    await_learned,
+    prepare,
+    prepared,
+    promoted,
+    some_rows,
+)
+from tests.lrm_factories import shard_row
 from workers.training import TrainingLoop
-from workers.training_actor import RoundOutcome
 from workers.training_intake import TrainingIntake
-from workers.training_state import Plan, Positions, load_state, new_state, save_state
+from workers.training_state import Plan, Positions, load_state
 
 pytestmark = pytest.mark.integration
 
@@ -56,111 +57,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
-    settings = with_values(
-        Settings(),
-        var_dir=tmp_path,
-        storage__root=str(tmp_path / "store"),
-        kafka__bootstrap_servers=broker.bootstrap_servers,
-        kafka__topic_prefix=f"{tmp_path.name}-",
-        kafka__partitions=2,
-        training__idle_poll_s=0.2,
-        training__evaluate_max=4,
-    )
-    prepare(settings)
-    return settings
-
-
-def prepare(settings: Settings) -> None:
-    create_topics(settings.kafka)
-    store = ObjectStore(settings.storage.root)
-    publish_tiny_codebook(store)
-    state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=2), seed=1)
-    state.model_version = 1
-    state.anchor_rows = [shard_row("anchor", ["v1", "v2"])]
-    record = {"shard_ids": [], "metrics": {}, "refused": ""}
-    save_state(state, store, LRM_MODEL_NAME, scratch=settings.var_dir / "scratch", record=record)
-    publish_videos(settings)
-
-
-def publish_videos(settings: Settings) -> None:
-    client = producer(settings.kafka)
-    for video_id, video in some_videos().items():
-        event = SemanticIdAssigned(
-            title=video.title, topics=video.topics, video_id=video_id, codes=video.semantic_id[:3],
-            disambiguation_code=video.semantic_id[3], codebook_version=1, embedding_f16="", upload_time_ms=0,
-            upload_append_time_ms=0, upload_position=0, assigned_time_ms=0,
-        )  # fmt: skip
-        send(client, settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), event)
-    flush(client)
-
-
-def announce_shard(
-    settings: Settings,
-    number: int,
-    rows: list[ShardRow],
-    *,
-    sha256: str = "",
-    erased_users: Iterable[str] = (),
-) -> None:
-    store = ObjectStore(settings.storage.root)
-    path = f"shards/test-{number}.parquet"
-    found = store.put_bytes(path, write_shard(rows, erased_users=erased_users))
-    event = sealed_shard(
-        f"shard-{number}",
-        (0, number * 10, number * 10 + 9),
-        path=path,
-        sha256=sha256 or found,
-        rows=len(rows),
-        watches=10,
-    )
-    client = producer(
-        settings.kafka, transactional_id="sealer"
-    )  # as the sealer does: a marker takes an offset
-    client.init_transactions()
-    client.begin_transaction()
-    send(client, settings.kafka, SHARDS, "0", event)
-    client.commit_transaction()
-
-
-def some_rows(number: int) -> list[ShardRow]:
-    return [
-        shard_row(f"u{user}", [f"v{(number + user + step) % 24}" for step in range(5)])
-        for user in range(4)
-    ]
-
-
-class Running:
-    """A loop in a thread, and the outcomes of its rounds."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.outcomes: list[RoundOutcome] = []
-        self.stopping = threading.Event()
-        self.loop = TrainingLoop(settings)
-        self._thread = threading.Thread(
-            target=self.loop.run, args=(self.stopping,), kwargs={"on_round": self.outcomes.append}
-        )
-        self._thread.start()
-
-    def await_rounds(self, count: int) -> None:
-        wait_until(lambda: len(self.outcomes) >= count, timeout_s=240, what=f"{count} rounds")
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self._thread.join()
-        self.loop.close()
-
-
-def promoted(settings: Settings) -> list[CheckpointPromoted]:
-    with TopicReader(settings.kafka, [CHECKPOINTS]) as reader:
-        return [decode(CheckpointPromoted, message.value()) for _, message in reader.read_to_end()]
-
-
-def await_learned(settings: Settings, shard_id: str) -> None:
-    wait_until(
-        lambda: any(shard_id in one.shard_ids for one in promoted(settings)),
-        timeout_s=240,
-        what=f"the round of {shard_id}",
-    )
+    return prepared(broker, tmp_path)
 
 
 def test_rounds_train_announce_and_resume_where_they_stopped(
@@ -274,11 +171,13 @@ def test_round_that_cannot_write_its_checkpoint_goes_on_when_there_is_room(
 
 
 def put_offs() -> float:
-    return REGISTRY.get_sample_value("freshet_training_rounds_total", {"outcome": "put_off"}) or 0
+    labels = {"model_name": LRM_MODEL_NAME, "outcome": "put_off"}
+    return REGISTRY.get_sample_value("freshet_training_rounds_total", labels) or 0
 
 
 def skipped() -> float:
-    return REGISTRY.get_sample_value("freshet_shards_sealed_total", {"outcome": "skipped"}) or 0
+    labels = {"model_name": LRM_MODEL_NAME}
+    return REGISTRY.get_sample_value("freshet_training_shards_skipped_total", labels) or 0
 
 
 def limit_files(pid: int, file_bytes: int) -> None:
@@ -303,42 +202,51 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
     assert learned == ["shard-0", "shard-1", "shard-2"]
 
 
-@pytest.mark.parametrize("moment", ["_round", pytest.param("_conclude", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("moment", "model_name"),
+    [
+        ("_round", LRM_MODEL_NAME),
+        ("_round", TWO_TOWER_CLUSTER),
+        pytest.param("_conclude", LRM_MODEL_NAME, marks=pytest.mark.long),
+        pytest.param("_conclude", TWO_TOWER_HASH, marks=pytest.mark.long),
+    ],
+)
 def test_loop_killed_in_a_round_takes_the_same_again_loss_for_loss(
-    ray_cluster: None, settings: Settings, tmp_path: Path, moment: str
+    ray_cluster: None, settings: Settings, tmp_path: Path, moment: str, model_name: str
 ) -> None:
     settings = with_values(settings, training__adapters=("home",))
     other = with_values(
         settings,
         var_dir=tmp_path / "other",
         storage__root=str(tmp_path / "other-store"),
-        kafka__topic_prefix=f"whole-{moment}-",
+        kafka__topic_prefix=f"whole{moment}-{model_name}-",
     )
     prepare(other)
     for each in (settings, other):
         announce_shard(each, 0, some_rows(0))
-    whole = Running(other)
+    whole = Running(other, model_name)
     whole.await_rounds(1)
     announce_shard(other, 1, some_rows(1))
     whole.await_rounds(2)
     whole.stop()
 
     killed = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.stopped_training", moment],
+        [sys.executable, "-m", "tests.integration.stopped_training", moment, model_name],
         env=os.environ | as_environment(settings),
     )
     assert killed.wait(240) == -signal.SIGKILL
     announce_shard(
         settings, 1, some_rows(1)
     )  # waits: the round that was begun is repeated as it was
-    resumed = Running(settings)
+    resumed = Running(settings, model_name)
     resumed.await_rounds(1 if moment == "_conclude" else 2)
     resumed.stop()
 
     def learned(each: Settings) -> list[tuple[object, ...]]:
-        return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each)]
+        return [(one.shard_ids, one.metrics, one.sha256) for one in promoted(each, model_name)]
 
-    assert len(learned(other)) == 5  # the first base, and two with an adapter
+    # Of the LRM the first base, and two with an adapter.
+    assert len(learned(other)) == (5 if model_name == LRM_MODEL_NAME else 3)
     assert learned(settings) == learned(other)
 
 

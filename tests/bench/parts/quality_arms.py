@@ -111,13 +111,13 @@ class LrmArm:
         self._num_learned = this.num_known
         state, started = self._state, time.process_time()
         weights = {name: each.clone() for name, each in state.lrm.model.state_dict().items()}
-        moments, loss = optimizer_tensors(state.lrm, state.optimizer), state.anchor_loss
+        moments, loss = optimizer_tensors(state.lrm.model, state.optimizer), state.anchor_loss
         try:
             run_round(state, RoundInput(this.rows, new, videos), self._limits)
         except GateError:
             self.refused += 1
             state.lrm.model.load_state_dict(weights)
-            restore_optimizer(state.lrm, state.optimizer, moments)
+            restore_optimizer(state.lrm.model, state.optimizer, moments)
             state.anchor_loss = loss
         self.cpu_s += time.process_time() - started
 

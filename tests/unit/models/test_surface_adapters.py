@@ -50,7 +50,7 @@ def trained(base: Lrm) -> tuple[Lrm, Adapter, list[float]]:
     lrm = adapted(base, name="home")
     optimizer = make_optimizer(lrm, CONFIG)
     losses = train_on(lrm, optimizer, blocks_of(lrm) * 3, CONFIG)
-    return lrm, Adapter(adapter_weights(lrm), optimizer_tensors(lrm, optimizer)), losses
+    return lrm, Adapter(adapter_weights(lrm), optimizer_tensors(lrm.model, optimizer)), losses
 
 
 def logits(lrm: Lrm) -> Tensor:

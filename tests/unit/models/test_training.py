@@ -123,7 +123,7 @@ def test_interrupted_training_equals_uninterrupted_loss_for_loss() -> None:
     resumed = tiny_lrm(seed=1)
     resumed.model.load_state_dict(first.model.state_dict())
     other = make_optimizer(resumed, CONFIG)
-    restore_optimizer(resumed, other, optimizer_tensors(first, optimizer))
+    restore_optimizer(resumed.model, other, optimizer_tensors(first.model, optimizer))
     after = train_on(resumed, other, blocks[half:], CONFIG)
     assert before + after == losses
 

@@ -41,7 +41,7 @@ def trained(
     optimizer = make_optimizer(lrm, config)
     losses = train_on(lrm, optimizer, blocks, config, part=part)
     weights = {name: each.detach() for name, each in lrm.model.named_parameters()}
-    return weights | optimizer_tensors(lrm, optimizer) | {"losses": torch.tensor(losses)}
+    return weights | optimizer_tensors(lrm.model, optimizer) | {"losses": torch.tensor(losses)}
 
 
 def work(rank: int, folder: Path, configs: list[TrainingConfig]) -> None:

@@ -54,6 +54,8 @@ def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
     assert state.lrm.eos_token == END
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert state.anchor_loss < losses[0]
+    learned = [watch for row in state.reservoir.rows for watch in row.watches]
+    assert state.watch_counts.total() == len(learned) > 0
 
 
 def test_nano_is_not_pretrained(tmp_path: Path) -> None:

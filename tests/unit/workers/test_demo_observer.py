@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from streams.events import CheckpointPromoted, SwapReported
+import pytest
+from pydantic import BaseModel
+
+from streams.events import TWO_TOWER_CLUSTER, CheckpointPromoted, SwapReported, to_json
+from streams.topics import CHECKPOINTS, SWAPS, Topic
 from tests.sealed_shards import sealed_shard
 from workers.demo_observer import Observations
 
@@ -50,3 +54,33 @@ def test_records_that_arrive_while_stage_times_are_read_are_for_the_next_time() 
     first = next(times)
     seen.watches[1, 0] = 9
     assert [first, *times] == [(1, 20, 30, 40), (2, 20, 30, 40)]
+
+
+class Record:
+    """A Kafka message, as far as observations look."""
+
+    def __init__(self, event: BaseModel) -> None:
+        self._event = event
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 0
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 50
+
+    def value(self) -> bytes:
+        return to_json(self._event)
+
+
+@pytest.mark.parametrize("topic", [CHECKPOINTS, SWAPS])
+def test_checkpoints_and_swaps_of_other_models_are_passed_over(topic: Topic) -> None:
+    [(_, checkpoint)], [swap] = observations().checkpoints, observations().swaps
+    event: CheckpointPromoted | SwapReported = checkpoint if topic is CHECKPOINTS else swap
+    seen = Observations()
+    seen.take(topic, Record(event.model_copy(update={"model_name": TWO_TOWER_CLUSTER})))
+    assert (seen.checkpoints, seen.swaps) == ([], [])
+    seen.take(topic, Record(event))
+    assert len(seen.checkpoints) + len(seen.swaps) == 1

@@ -103,7 +103,7 @@ def test_checkpoint_without_room_is_none_and_comes_out_the_same_when_there_is(
         trainer(settings).run_round(task())
     store = ObjectStore(settings.storage.root)
     assert checkpoint_versions(store, NAME) == [1]
-    assert not (settings.var_dir / "scratch").exists()
+    assert not (settings.var_dir / "scratch" / NAME).exists()
     after = trainer(settings).run_round(task())
 
     store.remove(checkpoint_key(NAME, 2))
