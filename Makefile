@@ -4,6 +4,8 @@
 BIN := .venv/bin
 # Two files of tests at a time, each file in one process; ARGS="-n 0" runs one after the other.
 SIDE_BY_SIDE := -n 2 --dist loadfile
+# PyTorch's threads, one in each: more than there are cores wait for each other in spinning.
+ONE_THREAD := OMP_NUM_THREADS=1
 STARTED := $(shell date +%s)
 # The first of these that is a Python 3.11; name another with `make PYTHON=/path/to/python3.11 ...`.
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
@@ -26,10 +28,10 @@ demo: setup ## The whole loop on real data, then a report (more flags: ARGS="--h
 	@$(BIN)/freshet demo --started $(STARTED) $(ARGS)
 
 test: setup ## The tests; the exhaustive ones as a seeded sample
-	@$(BIN)/pytest -m "not long" $(SIDE_BY_SIDE) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/pytest -m "not long" $(SIDE_BY_SIDE) $(ARGS)
 
 test-long: setup ## All tests, exhaustive ones in full
-	@$(BIN)/pytest -m "long or not long" $(SIDE_BY_SIDE) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/pytest -m "long or not long" $(SIDE_BY_SIDE) $(ARGS)
 
 check: setup ## Format, lint, types, direction of imports, sizes, names, documents
 	@$(BIN)/ruff format --check --quiet .
