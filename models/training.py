@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from models.adapters import CODE_ROWS, attach_adapters, fold
+from models.dropout import dropped_out
 from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm
 from models.training_kernels import training_kernels
@@ -39,6 +40,8 @@ class TrainingConfig:
     """Of low-rank adapters, beside which only the codes' embeddings learn; 0: all weights learn."""
     code_rate: float = 1.0
     """Learning rate of the codes' embeddings, in multiples of the adapters' beside them: codes are new, words not."""
+    dropout: float = 0.1
+    """Of embeddings and of what each layer adds; see LOG.md."""
     bfloat16: bool = False
     """Multiply matrices in bfloat16; weights and AdamW's state stay float32, so that small steps count."""
 
@@ -47,6 +50,8 @@ class TrainingConfig:
             raise ValueError(
                 f"round_learning_rate {self.round_learning_rate} is not in (0, {self.peak_learning_rate}]"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ def pretrained_config() -> TrainingConfig:
     The rates are lower than those of a model from scratch, so that the base keeps its language.
     """
     if torch.cuda.is_available():
-        return TrainingConfig(peak_learning_rate=2e-4, round_learning_rate=6e-5, bfloat16=True)
+        return TrainingConfig(
+            peak_learning_rate=2e-4, round_learning_rate=6e-5, dropout=0.0, bfloat16=True
+        )
     able = torch.cpu.get_capabilities()
     return TrainingConfig(
         peak_learning_rate=1e-3,
@@ -74,6 +81,7 @@ def pretrained_config() -> TrainingConfig:
         weight_decay=0.0,
         blocks_per_step=1,
         adapter_rank=16,
+        dropout=0.0,
         code_rate=10.0,  # at 30 their rows grow so long that they take the place of English words
         bfloat16=bool(able.get("avx512_bf16") or able.get("amx_bf16")),  # a step in half the time
     )
@@ -150,6 +158,7 @@ def train_on(
     learning_rate: Callable[[int, int], float] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     part: Part | None = None,
+    seed: int = 0,
 ) -> list[float]:
     """Make one pass over the blocks and return the loss of each step.
 
@@ -161,7 +170,8 @@ def train_on(
         learning_rate: (step, steps) to a rate; by default that of the rounds.
         on_step: told (step, steps, loss) after each step.
         part: of each step that is computed here, while the other workers compute theirs; None: all of it. Losses and
-            weights are those of one worker, but for the order in which numbers are added.
+            weights are those of one worker, but for the order in which numbers are added and what is dropped out.
+        seed: of what is dropped out; other passes should have other seeds.
     """
     groups = [
         blocks[start : start + config.blocks_per_step]
@@ -169,7 +179,8 @@ def train_on(
     ]
     losses = []
     lrm.model.train()
-    with training_kernels(lrm.model):
+    seed += 0 if part is None else 2**32 * part.rank
+    with training_kernels(lrm.model), dropped_out(lrm.model, config.dropout, seed=seed):
         for step, group in enumerate(groups):
             rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
             for parameters in optimizer.param_groups:

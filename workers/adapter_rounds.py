@@ -263,6 +263,7 @@ def adapter_config(config: TrainingConfig) -> TrainingConfig:
         peak_learning_rate=max(LEARNING_RATE, config.peak_learning_rate),
         round_learning_rate=LEARNING_RATE,
         adapter_rank=0,
+        dropout=0.0,
     )
 
 

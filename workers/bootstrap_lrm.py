@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 
@@ -56,9 +57,11 @@ class BootstrapConfig:
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(bfloat16=torch.cuda.is_available())
     )
-    epochs: int = 2
+    epochs: int = 12
     metadata_share: float = 0.1
     """Share of all texts about videos in each epoch."""
+    watch_texts_share: float = 0.4
+    """Share of all rows whose texts beside their histories are written in each epoch."""
     recipe: Recipe = field(default_factory=Recipe)
     fit_max_s: float = 100.0
     """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
@@ -115,7 +118,7 @@ def initial_fit(
     lrm = pretrained or build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
-    losses = _fit(state, _blocks(lrm, learned, videos, config, rng), config, progress)
+    losses = _fit(state, _epochs(lrm, learned, videos, config, rng), config, progress)
     state.count(learned)
     state.model_version, state.steps = 1, len(losses)
     state.anchor_loss = loss_on(state, anchors, videos)
@@ -129,22 +132,22 @@ def hold_out(rows: list[ShardRow], rng: random.Random) -> tuple[list[ShardRow], 
     return anchors, [row for row in rows if id(row) not in held_out]
 
 
-def _blocks(
+def _epochs(
     lrm: Lrm,
     rows: Sequence[ShardRow],
     videos: dict[str, Video],
     config: BootstrapConfig,
     rng: random.Random,
-) -> list[Block]:
+) -> Iterator[list[Block]]:
+    """Yield each epoch's blocks, made when they are asked for: time may allow fewer than the config does."""
     histories = whole_histories(rows)
     metadata = text_examples(lrm, video_texts(videos.values(), config.recipe, rng))
-    blocks = []
     for _ in range(config.epochs):
-        drawn = rng.sample(metadata, round(config.metadata_share * len(metadata)))
-        drawn += watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng)
-        drawn += window_examples(lrm, histories, videos, rng)
-        blocks += pack(drawn, block_tokens=config.training.block_tokens, rng=rng)
-    return blocks
+        examples = rng.sample(metadata, round(config.metadata_share * len(metadata)))
+        some = rng.sample(rows, round(config.watch_texts_share * len(rows)))
+        examples += watch_text_examples(lrm, behaviours(some), videos, config.recipe, rng)
+        examples += window_examples(lrm, histories, videos, rng)
+        yield pack(examples, block_tokens=config.training.block_tokens, rng=rng)
 
 
 def whole_histories(rows: Iterable[ShardRow]) -> list[Behaviour]:
@@ -158,30 +161,42 @@ def whole_histories(rows: Iterable[ShardRow]) -> list[Behaviour]:
 
 
 def _fit(
-    state: TrainingState, blocks: list[Block], config: BootstrapConfig, progress: Progress
+    state: TrainingState,
+    epochs: Iterator[list[Block]],
+    config: BootstrapConfig,
+    progress: Progress,
 ) -> list[float]:
-    """Train on the blocks, or on as many as `fit_max_s` allows, judged by the first few steps."""
-    training = config.training
-    size = training.blocks_per_step
-    num_steps = math.ceil(len(blocks) / size)
-    head = blocks[: config.probe_steps * size]
+    """Train on all epochs, or on as much as `fit_max_s` allows, judged by the first few steps."""
+    size = config.training.blocks_per_step
+    first = next(epochs)
+    num_steps = config.epochs * math.ceil(len(first) / size)
+    losses: list[float] = []
 
-    def rate(done: int) -> Callable[[int, int], float]:
-        return lambda step, _: initial_learning_rate(training, done + step, num_steps)
+    def train(blocks: list[Block]) -> None:
+        done = len(losses)
+        losses.extend(
+            train_on(
+                state.lrm,
+                state.optimizer,
+                blocks,
+                config.training,
+                learning_rate=lambda step, _: initial_learning_rate(
+                    config.training, done + step, num_steps
+                ),
+                on_step=lambda step, *_: progress("lrm", min(1.0, (done + step) / num_steps)),
+                seed=done,
+            )
+        )
 
     started = time.monotonic()
-    losses = train_on(state.lrm, state.optimizer, head, training, learning_rate=rate(0))
-    affordable = int(config.fit_max_s / (time.monotonic() - started) * config.probe_steps)
-    num_steps = min(num_steps, max(config.probe_steps, affordable))
-    tail = blocks[config.probe_steps * size : num_steps * size]
-    return losses + train_on(
-        state.lrm,
-        state.optimizer,
-        tail,
-        training,
-        learning_rate=rate(config.probe_steps),
-        on_step=lambda step, steps, _: progress("lrm", step / steps),
-    )
+    train(first[: config.probe_steps * size])
+    affordable = int(config.fit_max_s / (time.monotonic() - started) * len(losses))
+    num_steps = min(num_steps, max(len(losses), affordable))
+    for blocks in chain([first[config.probe_steps * size :]], epochs):
+        train(blocks[: (num_steps - len(losses)) * size])
+        if len(losses) >= num_steps:
+            break
+    return losses
 
 
 def texts_of(rows: Sequence[ShardRow], videos: dict[str, Video]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def bootstrap_config(model: str) -> BootstrapConfig:
     """
     recipes = {
         "nano": BootstrapConfig(lrm=NANO),
-        "tiny": BootstrapConfig(lrm=TINY, training=TrainingConfig(block_tokens=256), epochs=1),
+        "tiny": BootstrapConfig(lrm=TINY, training=TrainingConfig(block_tokens=256), epochs=2),
     }
     if model not in recipes:
         raise ConfigError(f"model is {model!r}; there are {', '.join(recipes)}")

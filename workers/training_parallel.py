@@ -142,7 +142,14 @@ def _work(given: dict[str, Any]) -> None:
         state = load_state(
             store, training.model_name, given["model_version"], cache=folder / "cache"
         )
-        losses = train_on(state.lrm, state.optimizer, given["blocks"], state.config, part=part)
+        losses = train_on(
+            state.lrm,
+            state.optimizer,
+            given["blocks"],
+            state.config,
+            part=part,
+            seed=state.steps,
+        )
         if part.rank > 0:
             report({})
             return

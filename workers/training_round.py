@@ -88,7 +88,7 @@ Train = Callable[[TrainingState, Sequence[Block]], list[float]]
 
 def train_alone(state: TrainingState, blocks: Sequence[Block]) -> list[float]:
     """Train in this process."""
-    return train_on(state.lrm, state.optimizer, blocks, state.config)
+    return train_on(state.lrm, state.optimizer, blocks, state.config, seed=state.steps)
 
 
 def run_round(

@@ -21,7 +21,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +122,7 @@ def measure() -> list[Measure]:
 
 
 def lesson_of(data: MovieLensRows, *, scale: float, seed: int) -> Lesson:
-    """Make one epoch's examples as the bootstrap does, of a part of the rows, and an untrained nano LRM."""
+    """Make the examples of a part of the rows as a round does, and an untrained nano LRM."""
     config = BootstrapConfig()
     rng = random.Random(seed)
     videos = {one.video_id: Video.of(one) for one in data.assigned}
@@ -137,7 +137,7 @@ def lesson_of(data: MovieLensRows, *, scale: float, seed: int) -> Lesson:
         *watch_text_examples(lrm, behaviours(rows), videos, config.recipe, rng),
     ]
     rng.shuffle(examples)
-    training = config.training
+    training = replace(config.training, dropout=0.0)  # the Trainer's model has none
     blocks = pack(examples, block_tokens=training.block_tokens, rng=random.Random(seed))
     return Lesson(
         lrm=lrm,

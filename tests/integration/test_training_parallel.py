@@ -60,7 +60,9 @@ def with_store(folder: Path, *, workers: int) -> Settings:
         training__evaluate_max=0,
     )
     # Blocks that leave one of two workers without any in the last step.
-    state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=3), seed=1)
+    state = new_state(
+        tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=3, dropout=0.0), seed=1
+    )
     record = {"shard_ids": [], "metrics": {}, "refused": ""}
     store = ObjectStore(settings.storage.root)
     save_state(state, store, LRM_MODEL_NAME, scratch=folder / "scratch", record=record)

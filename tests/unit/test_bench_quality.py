@@ -14,7 +14,6 @@ from models.next_item import NextItemTraining
 from models.sasrec import SasrecConfig, build_sasrec
 from models.tasks import video_texts, watch_texts
 from models.training import TrainingConfig
-from models.two_tower import ItemContents
 from streams.events import VideoUploaded, WatchEvent
 from streams.timeline import Timeline, on_timeline
 from tests.bench import quality
@@ -23,57 +22,24 @@ from tests.bench.parts.cpu_training import CpuBudget, in_steps
 from tests.bench.parts.quality_arms import LrmArm, NextItemArm, PopularityArm
 from tests.bench.parts.quality_beauty import Scores
 from tests.bench.parts.quality_budget import BUDGETS, budget_of
-from tests.bench.parts.quality_data import Catalogue
 from tests.bench.parts.quality_figures import Asked, ndcg, recall
 from tests.bench.parts.quality_films import HISTORIES_ONLY, FilmsResult
-from tests.bench.parts.quality_stream import Round, Stream, Target, rounds, stream_of
+from tests.bench.parts.quality_stream import Target
 from tests.bench.parts.quality_tables import ARMS, page
-from tests.lrm_factories import SPACE, new_watch, some_videos, tiny_lrm
-from workers.training_state import TrainingState, new_state
+from tests.lrm_factories import new_watch, some_videos
+from tests.quality_factories import (
+    NUM_ITEMS,
+    STREAM,
+    some_rounds,
+    some_state,
+)
+from workers.training_state import TrainingState
 
-NUM_ITEMS, NUM_USERS, PER_USER = 24, 6, 10
 PROVENANCE = {
     "hardware": {"cores": 2.0, "cpu": "A processor"},
     "versions": {"python": "3.11.7", "torch": "2.0", "typer": "1.0"},
     "commit": "c0ffee",
 }
-
-
-def some_stream() -> Stream:
-    """Six users take turns; item n is uploaded just before the first watch at 2n seconds or later."""
-    videos = some_videos(NUM_ITEMS)
-    contents = ItemContents(list(videos), torch.eye(NUM_ITEMS), torch.arange(NUM_ITEMS) % 4)
-    times_ms = [2000 * number for number in range(NUM_ITEMS)]
-    catalogue = Catalogue(SPACE, list(videos), times_ms, videos, contents, 4, NUM_ITEMS // 2)
-    rng = random.Random(0)
-    watched: dict[int, set[int]] = {user: set() for user in range(NUM_USERS)}
-    events = []
-    for at in range(NUM_USERS * PER_USER):
-        user, at_ms = at % NUM_USERS, 20_000 + 500 * at
-        number = rng.choice(
-            [n for n in range(min(NUM_ITEMS, at_ms // 2000 + 1)) if n not in watched[user]]
-        )
-        watched[user].add(number)
-        events.append(
-            WatchEvent(
-                event_id=f"e{at}", event_time_ms=at_ms, user_id=f"u{user}", video_id=f"v{number}",
-                surface="home", watched_s=60.0, duration_s=60.0,
-            )
-        )  # fmt: skip
-    return stream_of(catalogue, Timeline(tuple(map(on_timeline, events))), 24)
-
-
-STREAM = some_stream()
-
-
-def some_rounds(per_stratum: int = 100) -> list[Round]:
-    return list(rounds(STREAM, start=24, end=60, size=12, per_stratum=per_stratum, seed=0))
-
-
-def some_state() -> TrainingState:
-    state = new_state(tiny_lrm(), TrainingConfig(block_tokens=128, blocks_per_step=2), seed=0)
-    state.anchor_loss = 100.0
-    return state
 
 
 def test_every_later_watch_is_asked_for_once_with_what_was_known_of_its_item() -> None:
@@ -282,7 +248,7 @@ def test_page_has_whole_tables_and_names_budget_machine_and_sources() -> None:
 def test_share_of_a_budget_is_smaller_in_data_and_time() -> None:
     tenth = budget_of("cpu", 0.1)
     assert tenth.data_share == 0.1
-    assert tenth.beauty_cpu_s == pytest.approx(72)
+    assert tenth.beauty_cpu_s == pytest.approx(BUDGETS["cpu"].beauty_cpu_s / 10)
     assert budget_of("full", 1) == BUDGETS["full"]
 
 

@@ -18,7 +18,7 @@ from tests.bench.parts.training_arms import Arm, OurArm, PackedTrainerArm, Padde
 from tests.bench.parts.training_rounds import PARTS, Round, in_shards, parts_of
 from tests.lrm_factories import shard_row, tiny_lrm, video_examples
 
-CONFIG = TrainingConfig(block_tokens=64, blocks_per_step=2)
+CONFIG = TrainingConfig(block_tokens=64, blocks_per_step=2, dropout=0.0)
 
 
 def measured_run(losses: Sequence[float] = (4.0, 4.01, 4.02, 3.99)) -> training.Run:
@@ -54,7 +54,7 @@ def test_a_step_of_every_arm_moves_the_weights_alike() -> None:
     lrm = tiny_lrm()
     examples = video_examples(lrm, 4)
     one_step = len(pack(examples, block_tokens=64, rng=random.Random(0)))
-    config = TrainingConfig(block_tokens=64, blocks_per_step=one_step)
+    config = TrainingConfig(block_tokens=64, blocks_per_step=one_step, dropout=0.0)
     arms: list[Arm] = [
         OurArm(lrm, config, num_steps=10, seed=0),
         PackedTrainerArm(lrm, config, num_steps=10, seed=0),

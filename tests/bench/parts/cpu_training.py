@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 
@@ -83,10 +84,10 @@ def train_lrm(
     until_share: float = 1.0,
 ) -> None:
     """Train on epochs of blocks until that share of the budget is spent; `blocks` goes on where it stopped."""
-    rate = _rate_by_share(config, budget)
+    rate, seeds = _rate_by_share(config, budget), count(round(_SCHEDULE_STEPS * budget.share))
     with budget:
         while budget.share < until_share:
-            train_on(lrm, optimizer, next(blocks), config, learning_rate=rate)
+            train_on(lrm, optimizer, next(blocks), config, learning_rate=rate, seed=next(seeds))
 
 
 def in_steps(epochs: Iterator[list[Block]], config: TrainingConfig) -> Iterator[list[Block]]:

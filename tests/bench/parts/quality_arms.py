@@ -30,7 +30,7 @@ from models.training import optimizer_tensors, restore_optimizer
 from models.trie import TrieView
 from models.two_tower import TwoTower
 from tests.bench.parts.quality_stream import Round, Stream, Target
-from workers.training_round import RoundInput, RoundLimits, run_round
+from workers.training_round import RoundInput, RoundLimits, Train, run_round, train_alone
 from workers.training_state import TrainingState
 
 TOP_K = 10
@@ -67,8 +67,9 @@ class LrmArm:
         is_frozen: bool = False,
         recipe: Recipe | None = None,
         replay_share: float = 0.25,
+        train: Train = train_alone,
     ) -> None:
-        self.name, self._state, self._stream = name, state, stream
+        self.name, self._state, self._stream, self._train = name, state, stream, train
         self._is_frozen = is_frozen
         self._limits = RoundLimits(replay_share, evaluate_max=0, recipe=recipe or Recipe())
         self._num_learned = stream.catalogue.num_live(stream.watched_at_ms(stream.num_first - 1))
@@ -113,7 +114,7 @@ class LrmArm:
         weights = {name: each.clone() for name, each in state.lrm.model.state_dict().items()}
         moments, loss = optimizer_tensors(state.lrm.model, state.optimizer), state.anchor_loss
         try:
-            run_round(state, RoundInput(this.rows, new, videos), self._limits)
+            run_round(state, RoundInput(this.rows, new, videos), self._limits, train=self._train)
         except GateError:
             self.refused += 1
             state.lrm.model.load_state_dict(weights)

@@ -17,13 +17,13 @@ class Budget:
     """Of the films' events, the earliest, and of Beauty's users, the first."""
     quantizer_steps: int = 1000
     """Of the codebooks' fits."""
-    epochs: int = 2
+    epochs: int = 12
     """Of the LRM's first fit on films; all others get the CPU-seconds that this took."""
     round_watches: int = 2000
     """Watches of films between two refreshes."""
     targets_per_stratum: int = 60
-    """Targets scored per round and stratum of how often they had been watched."""
-    beauty_cpu_s: float = 720.0
+    """Targets scored per round and stratum of how often they had been watched; four times as many of the last."""
+    beauty_cpu_s: float = 900.0
     """CPU-seconds of training for each model on Beauty."""
     beauty_checks: int = 6
     """How often a model on Beauty is tried on the validation items; the best of these is tested."""
@@ -37,7 +37,7 @@ BUDGETS: dict[BudgetName, Budget] = {
     "cpu": Budget(name="cpu"),
     "full": Budget(
         name="full",
-        epochs=4,
+        epochs=40,
         round_watches=1000,
         targets_per_stratum=200,
         beauty_cpu_s=6 * 3600.0,

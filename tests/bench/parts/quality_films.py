@@ -96,9 +96,15 @@ def run_films(stream: Stream, budget: Budget, settings: Settings, say: Say) -> F
 
 def asked(this: Round, arms: Sequence[Arm]) -> list[Asked]:
     """Return the round's targets with each arm's place of them, and have the arms learn the round."""
-    ranked = {arm.name: arm.rank(this.targets, this) for arm in arms}
+    found = answered(this, arms)
     for arm in arms:
         arm.learn(this)
+    return found
+
+
+def answered(this: Round, arms: Sequence[Arm]) -> list[Asked]:
+    """Return the round's targets with each arm's place of them."""
+    ranked = {arm.name: arm.rank(this.targets, this) for arm in arms}
     return [
         Asked(
             target,
@@ -116,11 +122,11 @@ def _lrm_arms(
 ) -> list[Arm]:
     say("films: first fit of the LRM")
     started = time.process_time()
-    state = _first_fit(stream, BootstrapConfig(epochs=budget.epochs, fit_max_s=FIT_MAX_S), settings)
+    state = first_fit(stream, BootstrapConfig(epochs=budget.epochs, fit_max_s=FIT_MAX_S), settings)
     result.fit_cpu_s = time.process_time() - started
     say(f"films: the same without metadata; the first took {result.fit_cpu_s:.0f} CPU-seconds")
     config = BootstrapConfig(epochs=budget.epochs, recipe=HISTORIES_ONLY, fit_max_s=FIT_MAX_S)
-    without = _first_fit(stream, config, settings)
+    without = first_fit(stream, config, settings)
     frozen = replace(state, lrm=copy.deepcopy(state.lrm))
     share = settings.training.replay_share
     return [
@@ -130,7 +136,8 @@ def _lrm_arms(
     ]
 
 
-def _first_fit(stream: Stream, config: BootstrapConfig, settings: Settings) -> TrainingState:
+def first_fit(stream: Stream, config: BootstrapConfig, settings: Settings) -> TrainingState:
+    """Return the LRM fitted to the stream's first part as the bootstrap does it."""
     catalogue = stream.catalogue
     known = catalogue.video_ids[: catalogue.num_fitted]
     videos = {video_id: catalogue.videos[video_id] for video_id in known}

@@ -2,7 +2,8 @@
 
 Every target is a watch of the round, asked for before anything of the round is learned, among the items that were
 uploaded by then and that the user has not watched. As many targets are drawn of each stratum of how often the item had
-been watched, and each carries a weight, so that a weighted mean is one over all watches. Knows nothing of models.
+been watched, four times as many of the last; each carries a weight, so that a weighted mean is one over all watches.
+Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from workers.bootstrap import rows_of
 
 HISTORY_IN_ROW = 100  # as the sealer gives a shard's row
 WATCHED_STRATA = ("0", "1-4", "5-10", "more")
+FREQUENT_TARGETS = 4  # times as many of the last stratum, which most watches are in
 HISTORY_STRATA = ("0", "1-5", "more")
 
 
@@ -156,7 +158,8 @@ def _drawn(targets: Sequence[Target], per_stratum: int, rng: random.Random) -> l
     drawn = []
     for stratum in sorted(by_stratum):
         members = by_stratum[stratum]
-        chosen = rng.sample(members, min(per_stratum, len(members)))
+        wanted = per_stratum * (FREQUENT_TARGETS if stratum == WATCHED_STRATA[-1] else 1)
+        chosen = rng.sample(members, min(wanted, len(members)))
         weight = len(members) / len(chosen)
         drawn += [replace(one, weight=weight) for one in chosen]
     return drawn

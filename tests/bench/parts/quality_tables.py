@@ -38,7 +38,7 @@ def page(
     parts = [
         "# Quality",
         _introduction(budget),
-        _origin(provenance),
+        origin(provenance, "one for each data set"),
         "## Films in time order",
         _films_notes(streamed),
         _overall(streamed),
@@ -69,11 +69,12 @@ def _introduction(budget: Budget) -> str:
     )
 
 
-def _origin(provenance: Provenance) -> str:
+def origin(provenance: Provenance, cores: str) -> str:
+    """Return where and with what it was measured."""
     hardware, versions = provenance["hardware"], provenance["versions"]
     kept = ("python", "torch", "transformers", "numpy")
     return (
-        f"Measured on {hardware['cores']:g} cores of {hardware['cpu']}, one for each data set, "
+        f"Measured on {hardware['cores']:g} cores of {hardware['cpu']}, {cores}, "
         + ", ".join(f"{name} {versions[name]}" for name in kept if name in versions)
         + f", commit {provenance['commit']}."
     )
@@ -114,7 +115,7 @@ def _overall(streamed: FilmsResult) -> str:
                 "-" if not spent else f"{spent:.0f}",
             )
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _by(streamed: FilmsResult, strata: Sequence[str], of: Callable[[Target], str]) -> str:
@@ -123,7 +124,7 @@ def _by(streamed: FilmsResult, strata: Sequence[str], of: Callable[[Target], str
         "model",
         *(f"{stratum} ({count:,})" for stratum, count in zip(strata, counts, strict=True)),
     )
-    return _table(header, (_row(streamed, arm, strata, of) for arm in ARMS))
+    return table(header, (_row(streamed, arm, strata, of) for arm in ARMS))
 
 
 def _row(
@@ -153,7 +154,7 @@ def _curve(streamed: FilmsResult) -> str:
     for arm in ARMS:
         cells = _row(streamed, arm, strata, of)
         rows.append([cells[0], *(cell.split(" ")[0] for cell in cells[1:])])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _beauty_notes(scores: Sequence[Scores]) -> str:
@@ -190,13 +191,14 @@ def _beauty(scores: Sequence[Scores]) -> str:
     published = [
         (name, *(f"{each:.4f}" for each in figures), "-") for name, figures in PUBLISHED.items()
     ]
-    return _table(header, [*rows, *published])
+    return table(header, [*rows, *published])
 
 
 def _text(figure: Figure) -> str:
     return f"{figure.mean:.4f} ±{figure.error:.4f}" if figure.targets else "-"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

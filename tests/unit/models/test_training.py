@@ -31,7 +31,7 @@ from models.training import (
 from tests.lrm_factories import SeenWatch, some_videos, tiny_lrm
 
 VIDEOS = some_videos()
-CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=2)
+CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=2, dropout=0.0)
 
 
 def metadata(lrm: Lrm, videos: Iterable[VideoLike]) -> list[Example]:

@@ -13,7 +13,7 @@ from models.examples import Batch, collate, pack
 from models.training import TrainingConfig, batch_loss, make_optimizer, prepare, train_on
 from tests.lrm_factories import tiny_lrm, video_examples
 
-CONFIG = TrainingConfig(block_tokens=96, blocks_per_step=2)
+CONFIG = TrainingConfig(block_tokens=96, blocks_per_step=2, dropout=0.0)
 
 
 def some_batch(*, block_tokens: int) -> Batch:

@@ -23,7 +23,7 @@ from models.training import (
 from tests.base_model_factories import tiny_extended
 from tests.lrm_factories import tiny_lrm, video_examples
 
-CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=3)
+CONFIG = TrainingConfig(block_tokens=128, blocks_per_step=3, dropout=0.0)
 WORKERS = 2
 
 
