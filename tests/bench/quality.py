@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -105,22 +106,28 @@ def measures(streamed: FilmsResult, scores: list[Scores]) -> list[Measure]:
     def at_10(arm: str) -> float:
         return recall(streamed.asked, arm).mean
 
-    def within(stratum: str, arm: str) -> float:
+    def within(strata: Sequence[str], arm: str) -> float:
         def of(target: Target) -> bool:
-            return target.watched_stratum == stratum
+            return target.watched_stratum in strata
 
         return recall(streamed.asked, arm, of=of).mean
 
     theirs, ours = scores
+    new = ["0", "1-4"]  # earlier watches of the target
     return [
         _over("refreshed_over_frozen", at_10(REFRESHED), at_10(FROZEN), FROZEN),
         _over("refreshed_over_sasrec", at_10(REFRESHED), at_10(SASREC), SASREC),
         _over("refreshed_over_popularity", at_10(REFRESHED), at_10(POPULARITY), POPULARITY),
         _beside(
-            "unwatched_targets_recall_at_10", within("0", REFRESHED), within("0", CLUSTER), CLUSTER
+            "unwatched_targets_recall_at_10",
+            within(["0"], REFRESHED),
+            within(["0"], CLUSTER),
+            CLUSTER,
         ),
-        _over("rare_targets_over_sasrec", within("1-4", REFRESHED), within("1-4", SASREC), SASREC),
-        _over("cluster_ids_over_hash_ids", at_10(CLUSTER), at_10(HASH), HASH),
+        _over(
+            "rare_targets_over_sasrec", within(["1-4"], REFRESHED), within(["1-4"], SASREC), SASREC
+        ),
+        _over("cluster_ids_over_hash_ids", within(new, CLUSTER), within(new, HASH), HASH),
         _beside("beauty_recall_at_10", ours.recall_at_10, theirs.recall_at_10, theirs.name),
         _over("beauty_over_sasrec", ours.recall_at_10, theirs.recall_at_10, theirs.name),
         _over("nano_cpt_over_none", at_10(REFRESHED), at_10(NO_METADATA), NO_METADATA),
