@@ -83,9 +83,10 @@ def test_report_compares_medians_and_says_what_the_losses_were() -> None:
     assert sum(found[f"time_in_{part}_s"].value for part in PARTS) == 9.0
 
 
-def test_losses_agree_within_the_tolerance_and_no_further() -> None:
-    assert training.losses_agree(measured_run().losses)
-    assert not training.losses_agree(measured_run((4.0, 4.0, 4.0, 4.1)).losses)
+def test_ours_learns_as_well_unless_somebody_is_below_by_more_than_the_tolerance() -> None:
+    assert training.learns_as_well(measured_run().losses)
+    assert training.learns_as_well(measured_run((4.0, 4.0, 4.0, 4.5)).losses)
+    assert not training.learns_as_well(measured_run((4.0, 4.0, 4.0, 3.9)).losses)
 
 
 def test_parts_of_a_round_add_up_to_all_of_it() -> None:
