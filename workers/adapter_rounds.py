@@ -9,6 +9,7 @@ base comes out the same with adapters and without, and a repeated round learns t
 | --- | --- | --- |
 | there is something to learn | trained on | yes |
 | there is nothing to learn | kept, for the new base | yes, once it has learned anything |
+| they do not fit this release's adapters | dropped: it begins anew | no |
 | a loss or weight is not finite | as before, or dropped if they were the reason; AdamW's state is dropped | no |
 | it is worse than its base on held-out watches of its surface | dropped: it begins anew | no |
 | the base is refused | kept | no |
@@ -26,7 +27,7 @@ from typing import TypedDict
 
 import torch
 
-from infra.errors import GateError
+from infra.errors import GateError, VersionMismatchError
 from models.examples import Block, Example, behaviour_examples, pack
 from models.lrm import Lrm
 from models.prompts import VideoLike
@@ -224,7 +225,10 @@ def _run(
     """Train and judge one adapter; None for one that is not there and has nothing to learn."""
     if before is None and not material.learned:
         return None
-    base, lrm = state.lrm, adapted(state.lrm, before, name=name)
+    try:
+        base, lrm = state.lrm, adapted(state.lrm, before, name=name)
+    except VersionMismatchError as error:  # another release's: its base must not wait for that
+        return AdapterResult(None, {}, str(error))
     config = adapter_config(state.config)
     metrics = {
         "base_loss": _loss(

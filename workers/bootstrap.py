@@ -200,6 +200,8 @@ def fit_two_towers(
     anchors, learned = hold_out(rows, random.Random(settings.seed))
     for model_name, item_tower in TWO_TOWERS.items():
         if model_name not in settings.training.models:
+            # What an earlier codebook left must not be taken for one that can be refreshed.
+            ObjectStore(settings.storage.root).remove(f"{CHECKPOINTS_KEY}/{model_name}")
             continue
         state = new_two_tower(item_tower, manifest, videos, seed=settings.seed)
         state.anchor_rows = anchors

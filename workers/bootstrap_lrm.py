@@ -168,8 +168,11 @@ def _fit(
 ) -> list[float]:
     """Train on all epochs, or on as much as `fit_max_s` allows, judged by the first few steps."""
     size = config.training.blocks_per_step
+    started = time.monotonic()
     first = next(epochs)
-    num_steps = config.epochs * math.ceil(len(first) / size)
+    steps_of_epoch = math.ceil(len(first) / size)
+    make_step_s = (time.monotonic() - started) / steps_of_epoch
+    num_steps = config.epochs * steps_of_epoch
     losses: list[float] = []
 
     def train(blocks: list[Block]) -> None:
@@ -190,7 +193,8 @@ def _fit(
 
     started = time.monotonic()
     train(first[: config.probe_steps * size])
-    affordable = int(config.fit_max_s / (time.monotonic() - started) * len(losses))
+    step_s = (time.monotonic() - started) / len(losses) + make_step_s
+    affordable = int(config.fit_max_s / step_s)
     num_steps = min(num_steps, max(len(losses), affordable))
     for blocks in chain([first[config.probe_steps * size :]], epochs):
         train(blocks[: (num_steps - len(losses)) * size])

@@ -211,7 +211,12 @@ class Figures(BaseModel):
         for shown in (each for surfaces in self.shown.values() for each in surfaces.values()):
             total.impressions += shown.impressions
             total.new_impressions += shown.new_impressions
-        versions = {name: model.serving_version() for name, model in sorted(self.models.items())}
+        versions = {
+            name: version
+            for name, model in sorted(self.models.items())
+            if (version := model.serving_version())
+            is not None  # adapters and arms that nothing serves
+        }
         return {
             **_shown_report(total),
             "by_arm": {

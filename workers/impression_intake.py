@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from confluent_kafka import Message
 
-from infra import metrics
 from infra.errors import DecodeError
 from infra.log import get_logger
 from infra.settings import KafkaSettings
@@ -52,20 +51,30 @@ class _Held(NamedTuple):
 class ImpressionIntake:
     """Follows `serving.impressions` from the window of a checkpoint, or from its end where there is none."""
 
-    def __init__(self, settings: KafkaSettings, window: Offsets, *, is_begun: bool) -> None:
-        """Start at `window`, the first offsets that still count; a round that `is_begun` needs what is there now."""
+    def __init__(self, settings: KafkaSettings, window: Offsets, *, end: Offsets | None) -> None:
+        """Start at `window`, the first offsets that still count; a round that was begun is given what is before `end`.
+
+        What came after it is taken by the next `read`, so that nothing of the round's falls out of the window for it.
+        """
         start = {(IMPRESSIONS.name, at): offset for at, offset in window.items()}
         self._held: deque[_Held] = deque()
         self._reader = TopicReader(settings, [IMPRESSIONS], start=start, from_end=not window)
         self._from = self._next_offsets()
-        for _, message in self._reader.read_to_end() if is_begun else ():
-            self._take(message)
+        self._held_back: list[Message] = []
+        for _, message in self._reader.read_to_end() if end is not None else ():
+            if end is not None and message.offset() < end.get(message.partition(), 0):
+                self._take(message)
+            else:
+                self._held_back.append(message)
 
     def _next_offsets(self) -> Offsets:
         return {at: offset for (_, at), offset in self._reader.next_offsets.items()}
 
     def read(self) -> tuple[Offsets, Offsets]:
         """Read to the end; return the window's first offsets and those behind its last."""
+        held_back, self._held_back = self._held_back, []
+        for message in held_back:
+            self._take(message)
         for _, message in self._reader.read_to_end():
             self._take(message)
         return dict(self._from), self._next_offsets()
@@ -74,8 +83,8 @@ class ImpressionIntake:
         try:
             event = decode(ImpressionsShown, message.value())
         except DecodeError as error:
+            # The freshness worker, which owns the stream, counts it and writes the dead letter.
             log.warning("record_refused", topic=IMPRESSIONS.name, reason=error.reason)
-            metrics.DEAD_LETTERS.labels(IMPRESSIONS.name, error.reason).inc()
             return
         if event.user_id is None:
             return

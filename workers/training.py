@@ -68,7 +68,7 @@ class TrainingLoop:
 
     def __init__(self, settings: Settings, *, model_name: str = LRM_MODEL_NAME) -> None:
         self._settings = settings
-        self._model_name = model_name
+        self.model_name = model_name
         self._store = ObjectStore(settings.storage.root)
         self._trainer = TRAINERS[model_name]
         version = self._newest_version()
@@ -92,10 +92,10 @@ class TrainingLoop:
         self._actor = self._start_actor()
 
     def _newest_version(self) -> int:
-        versions = checkpoint_versions(self._store, self._model_name)
+        versions = checkpoint_versions(self._store, self.model_name)
         if not versions:
             raise ConfigError(
-                f"no checkpoint of {self._model_name!r} in {self._settings.storage.root}: "
+                f"no checkpoint of {self.model_name!r} in {self._settings.storage.root}: "
                 "run `freshet bootstrap` first"
             )
         return versions[-1]
@@ -103,7 +103,7 @@ class TrainingLoop:
     def _agreed_codebook(self, model_version: int) -> int:
         """Return the codebook_version that checkpoint and object store agree on."""
         current = current_manifest(self._store).codebook_version
-        spoken = read_record(self._store, self._model_name, model_version)["codebook_version"]
+        spoken = read_record(self._store, self.model_name, model_version)["codebook_version"]
         if spoken != current:
             raise VersionMismatchError(
                 f"checkpoint {model_version} speaks codebook {spoken}, the object store's current one is {current}: "
@@ -112,7 +112,7 @@ class TrainingLoop:
         return current
 
     def _start_actor(self) -> Any:
-        actor = self._trainer.actor.remote(self._settings, self._model_name)
+        actor = self._trainer.actor.remote(self._settings, self.model_name)
         self._intake.repeat_videos()
         return actor
 
@@ -137,7 +137,7 @@ class TrainingLoop:
     def _make_plan(self, stopping: threading.Event) -> bool:
         plan = self._intake.plan(self._newest_version() + 1)
         try:
-            save_plan(self._store, self._model_name, plan)  # Step 1
+            save_plan(self._store, self.model_name, plan)  # Step 1
         except OSError as error:
             self._put_off(error, stopping)
             return False
@@ -194,28 +194,28 @@ class TrainingLoop:
 
     def _count_death(self, error: RayActorError) -> None:
         self._actor_deaths += 1
-        metrics.ROUNDS.labels(self._model_name, "actor_died").inc()
+        metrics.ROUNDS.labels(self.model_name, "actor_died").inc()
         log.warning(
             "training_actor_died",
-            model_name=self._model_name,
+            model_name=self.model_name,
             error=str(error),
             in_a_row=self._actor_deaths,
         )
         if self._actor_deaths >= self._actor_deaths_max:
             raise TransientError(
-                f"the training actor of {self._model_name} died {self._actor_deaths} times in a row, "
+                f"the training actor of {self.model_name} died {self._actor_deaths} times in a row, "
                 f"so this process ends: {error}"
             )
 
     def _put_off(self, error: Exception, stopping: threading.Event) -> None:
         """Wait before the same is tried again, longer each time."""
-        metrics.ROUNDS.labels(self._model_name, "put_off").inc()
+        metrics.ROUNDS.labels(self.model_name, "put_off").inc()
         again_in_s = PUT_OFF_S[min(self._put_offs, len(PUT_OFF_S) - 1)]
         self._put_offs += 1
         reason = error.cause if isinstance(error, RayTaskError) else error
         log.error(
             "round_put_off",
-            model_name=self._model_name,
+            model_name=self.model_name,
             error=str(reason),
             in_a_row=self._put_offs,
             again_in_s=again_in_s,
@@ -232,7 +232,7 @@ class TrainingLoop:
         self._actor = self._start_actor()
 
     def _conclude(self, outcome: RoundOutcome, shard_ids: tuple[str, ...]) -> None:
-        verdict, name = "refused" if outcome.refused else "promoted", self._model_name
+        verdict, name = "refused" if outcome.refused else "promoted", self.model_name
         metrics.ROUNDS.labels(name, verdict).inc()
         metrics.UNKNOWN_VIDEOS.labels(name).inc(outcome.metrics.get("unknown_video_watches", 0))
         metrics.WATCHES_LEFT_OUT.labels(name).inc(outcome.metrics.get("watches_left_out", 0))
@@ -252,7 +252,7 @@ class TrainingLoop:
             **measured,
             **laps,
         )
-        log_adapters(read_record(self._store, self._model_name, outcome.model_version))
+        log_adapters(read_record(self._store, self.model_name, outcome.model_version))
         if not outcome.refused:
             self._announce(
                 outcome.model_version,
@@ -274,24 +274,24 @@ class TrainingLoop:
         newest_event_time_ms: int,
     ) -> None:
         event = CheckpointPromoted(
-            model_name=self._model_name,
+            model_name=self.model_name,
             model_version=model_version,
             codebook_version=self._intake.catalogue.codebook_version,
-            path=checkpoint_key(self._model_name, model_version),
+            path=checkpoint_key(self.model_name, model_version),
             sha256=sha256,
             metrics=measured,
             shard_ids=shard_ids,
             newest_event_time_ms=newest_event_time_ms,
             promoted_time_ms=now_ms(),
         )
-        send(self._producer, self._settings.kafka, CHECKPOINTS, self._model_name, event)
+        send(self._producer, self._settings.kafka, CHECKPOINTS, self.model_name, event)
         flush(self._producer)
         self._announce_adapters(model_version, {})
 
     def _announce_adapters(self, model_version: int, announced: Mapping[str, int]) -> None:
         """Announce what a checkpoint has of adapters, but for those announced with it already."""
-        document = read_record(self._store, self._model_name, model_version)
-        for event in adapter_promotions(self._model_name, document):
+        document = read_record(self._store, self.model_name, model_version)
+        for event in adapter_promotions(self.model_name, document):
             if event.model_version > announced.get(event.model_name, 0):
                 send(self._producer, self._settings.kafka, CHECKPOINTS, event.model_name, event)
         flush(self._producer)
@@ -306,10 +306,10 @@ class TrainingLoop:
                 except DecodeError as error:
                     log.warning("record_refused", topic=CHECKPOINTS.name, reason=error.reason)
                     continue
-                newest_before = announced.get(event.model_name, 0)
-                announced[event.model_name] = max(newest_before, event.model_version)
-        record = read_record(self._store, self._model_name, newest)
-        if newest <= announced.get(self._model_name, 0):
+                # The last, not the highest: a new bootstrap counts from 1 again.
+                announced[event.model_name] = event.model_version
+        record = read_record(self._store, self.model_name, newest)
+        if newest <= announced.get(self.model_name, 0):
             self._announce_adapters(newest, announced)
         elif not record["record"]["refused"]:
             self._announce(
@@ -322,16 +322,16 @@ class TrainingLoop:
 
     def _collect(self) -> None:
         """Remove all but the newest checkpoints; the promoted one and the one before it are always among those."""
-        versions = checkpoint_versions(self._store, self._model_name)
+        versions = checkpoint_versions(self._store, self.model_name)
         promoted = [
             one
             for one in versions
-            if not read_record(self._store, self._model_name, one)["record"]["refused"]
+            if not read_record(self._store, self.model_name, one)["record"]["refused"]
         ]
         kept = {*versions[-self._settings.training.keep_checkpoints :], *promoted[-2:]}
         for version in versions:
             if version not in kept:
-                self._store.remove(checkpoint_key(self._model_name, version))
+                self._store.remove(checkpoint_key(self.model_name, version))
 
     def close(self) -> None:
         """End the actor and leave the brokers; nothing is lost that the next start needs."""
@@ -382,15 +382,30 @@ def refreshed_models(settings: Settings) -> list[str]:
 
 
 def run_loops(loops: Sequence[TrainingLoop], stopping: threading.Event) -> None:
-    """Run each loop in a thread until told to stop; an error in one stops all, and is raised."""
+    """Run each loop in a thread until told to stop.
+
+    An error in the LRM's loop stops all, and is raised; that of another model only ends its refreshes, unless no LRM
+    is among them: what nobody is served must not keep what everybody is from learning.
+    """
+    vital = {loop.model_name for loop in loops}
+    if LRM_MODEL_NAME in vital:
+        vital = {LRM_MODEL_NAME}
     with ThreadPoolExecutor(max(1, len(loops)), thread_name_prefix="training") as pool:
-        running = [pool.submit(_run_until, loop, stopping) for loop in loops]
+        running = [
+            pool.submit(_run_until, loop, stopping, is_vital=loop.model_name in vital)
+            for loop in loops
+        ]
     for each in running:
         each.result()
 
 
-def _run_until(loop: TrainingLoop, stopping: threading.Event) -> None:
+def _run_until(loop: TrainingLoop, stopping: threading.Event, *, is_vital: bool) -> None:
+    """Supervise one loop, whatever it raises."""
     try:
         loop.run(stopping)
-    finally:
-        stopping.set()
+    except Exception as error:
+        if is_vital:
+            stopping.set()
+            raise
+        metrics.ROUNDS.labels(loop.model_name, "given_up").inc()
+        log.error("model_no_longer_refreshed", model_name=loop.model_name, error=str(error))

@@ -100,7 +100,11 @@ class TrainingIntake:
         self._impressions: ImpressionIntake | None = None
         if model_name == LRM_MODEL_NAME and RANKING in settings.training.adapters:
             window = (until.positions if until else positions).first_impression_offsets
-            self._impressions = ImpressionIntake(settings.kafka, window, is_begun=until is not None)
+            self._impressions = ImpressionIntake(
+                settings.kafka,
+                window,
+                end=until.positions.next_impression_offsets if until else None,
+            )
 
     def repeat_videos(self) -> None:
         """Make all live videos changes again, for a trainer that knows of none."""

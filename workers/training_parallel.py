@@ -1,7 +1,8 @@
 """A round's steps on several Ray Train workers, each of which computes its part of every step's gradient.
 
 Data parallel: every worker loads the newest checkpoint, takes its share of the blocks of a step, adds up gradients with
-the others and steps as they do. So the result is that of one process, but for the order in which numbers are added.
+the others and steps as they do. So the result is that of one process, but for the order in which numbers are added and
+for what is dropped out, which each draws for itself.
 To start a group of workers takes a quarter of a minute and more, which a round of a small model is not worth.
 
 Delivery: what the workers made is reported by the first of them, whole or not at all. When one dies, all begin again

@@ -346,7 +346,7 @@ def load_state(
     """Return the state as it was saved, every file's hash checked first; raises like `open_checkpoint`."""
     document, folder = open_checkpoint(store, model_name, model_version, cache=cache)
     lrm = load_lrm(folder, sha256=document["sha256"])
-    config = TrainingConfig(**document["config"])
+    config = TrainingConfig(**({"dropout": 0.0} | document["config"]))  # the oldest had none
     prepare(lrm, config)
     if config.adapter_rank:
         restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))

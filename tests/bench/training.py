@@ -9,8 +9,9 @@ each arm, the arms in turns, so that all of them meet the same disturbances:
 - the Trainer on our packed blocks.
 
 Every arm has the same tokens, and losses on rows held out tell whether one learned more from them than ours: if not,
-rates compare as times to equal loss do, or to our disadvantage. Then the state that we trained goes on in rounds of the real training loop. `BENCH_SCALE=0.05`
-makes everything smaller, to try it; figures mean something at 1 only, which takes some ten minutes.
+rates compare as times to equal loss do, or to our disadvantage. Then the state that we trained goes on in rounds of the
+real training loop. `BENCH_SCALE=0.05` makes everything smaller, to try it; figures mean something at 1 only, which
+takes some ten minutes.
 """
 
 from __future__ import annotations

@@ -42,9 +42,21 @@ from workers.training_actor import RoundOutcome
 from workers.training_intake import ShardRows
 from workers.training_state import Plan, TrainingState, save_state
 
-PARTS = ("notice", "read", "score", "examples", "train", "gates", "checkpoint", "announce", "other")
+PARTS = (
+    "notice",
+    "read",
+    "score",
+    "examples",
+    "train",
+    "gates",
+    "adapters",
+    "checkpoint",
+    "announce",
+    "other",
+)
 """Of a round: until the loop has the announcement and a plan, read the shard, score what is new, make examples and pack
-them, train, gates, save the checkpoint, announce it until a consumer knows; other is Ray and what is none of these."""
+them, train, gates, train adapters where there are any, save the checkpoint, announce it until a consumer knows; other
+is Ray and what is none of these."""
 TIMEOUT_S = 300.0
 POLL_S = 0.01
 
