@@ -25,8 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
-import torch
-
 from infra.errors import GateError, VersionMismatchError
 from models.examples import Block, Example, behaviour_examples, pack
 from models.lrm import Lrm
@@ -42,15 +40,13 @@ from models.training import (
     train_on,
 )
 from streams.shards import ShardRow
+from workers.gates import check_anchor_loss, check_finite
 from workers.impression_intake import Shown
 from workers.training_round import RoundInput, RoundLimits, behaviours
 from workers.training_state import TrainingState
 
 RANKING = "ranking"
 LEARNING_RATE = 1e-3  # of LoRA, which starts at nothing and moves few weights
-ANCHOR_LOSS_RISE_MAX = (
-    0.10  # above the loss of the base alone; as much as the base may rise in a round
-)
 NEGATIVES_PER_POSITIVE = 4
 JUDGEMENTS_MAX = 2000  # of a round: each is a text of its own, with a history
 
@@ -245,7 +241,7 @@ def _run(
     }
     after = Adapter(adapter_weights(lrm), optimizer_state)
     try:
-        _pass_finite(losses, after)
+        check_finite(losses, after.weights.values())
     except GateError as error:
         # AdamW's state may be what is broken, and so may the weights from before.
         good = math.isfinite(metrics["loss_before"])
@@ -254,7 +250,7 @@ def _run(
     metrics["anchor_loss"] = _loss(lrm, material.held_out, config)
     metrics["base_anchor_loss"] = _loss(base, material.held_out, config)
     try:
-        _pass_held_out(metrics)
+        check_anchor_loss(metrics["anchor_loss"], metrics["base_anchor_loss"])
     except GateError as error:
         return AdapterResult(None, metrics, str(error))
     return AdapterResult(after, metrics)
@@ -273,20 +269,3 @@ def adapter_config(config: TrainingConfig) -> TrainingConfig:
 
 def _loss(lrm: Lrm, blocks: Sequence[Block], config: TrainingConfig) -> float:
     return evaluate_loss(lrm, blocks, blocks_per_step=config.blocks_per_step)
-
-
-def _pass_finite(losses: Sequence[float], adapter: Adapter) -> None:
-    if not all(math.isfinite(loss) for loss in losses):
-        raise GateError(f"a training loss is not finite: {losses}", "finite_loss")
-    if not all(bool(torch.isfinite(one).all()) for one in adapter.weights.values()):
-        raise GateError("a weight is not finite", "finite_weights")
-
-
-def _pass_held_out(metrics: Mapping[str, float]) -> None:
-    limit = metrics["base_anchor_loss"] * (1 + ANCHOR_LOSS_RISE_MAX)
-    if not metrics["anchor_loss"] <= limit:
-        raise GateError(
-            f"loss on held-out watches is {metrics['anchor_loss']:.3f}, the base alone has "
-            f"{metrics['base_anchor_loss']:.3f}, at most {limit:.3f} is allowed",
-            "anchor_loss",
-        )

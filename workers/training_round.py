@@ -11,10 +11,7 @@ import random
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from infra.clock import Laps
-from infra.errors import GateError
 from models.evaluation import ndcg_at_k, recall_at_k
 from models.examples import (
     Behaviour,
@@ -32,10 +29,9 @@ from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
 from streams.shards import NewWatch, PastWatch, ShardRow
+from workers.gates import check_anchor_loss, check_finite
 from workers.training_state import RoundState, TrainingState
 
-# Of the loss of the model before; more in one round is forgetting, not noise. Slow drift shows in the metric.
-ANCHOR_LOSS_RISE_MAX = 0.10
 ANY = "any"
 EARLIER_WATCHES = {ANY: (0, math.inf), "0": (0, 0), "1-4": (1, 4), "5+": (5, math.inf)}
 """How many watches of a target were learned before."""
@@ -154,17 +150,9 @@ def pass_gates(
     Raises:
         GateError: a loss or weight is not finite, or old watches are predicted worse than the limit allows.
     """
-    if not all(math.isfinite(loss) for loss in losses):
-        raise GateError(f"a training loss is not finite: {losses}", "finite_loss")
-    if not all(bool(torch.isfinite(one).all()) for one in state.lrm.model.parameters()):
-        raise GateError("a weight is not finite", "finite_weights")
+    check_finite(losses, state.lrm.model.parameters())
     anchor_loss = loss_on(state, state.anchor_rows, videos)
-    limit = state.anchor_loss * (1 + ANCHOR_LOSS_RISE_MAX)
-    if not anchor_loss <= limit:
-        raise GateError(
-            f"loss on the anchor rows is {anchor_loss:.3f}, at most {limit:.3f} is allowed",
-            "anchor_loss",
-        )
+    check_anchor_loss(anchor_loss, state.anchor_loss)
     return anchor_loss
 
 

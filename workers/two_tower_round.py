@@ -5,17 +5,15 @@ As `workers.training_round`, and scored by the same figures; knows nothing of Ka
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from infra.errors import GateError
 from models.next_item import Window, next_item_loss, sliding_windows, train_pass
 from models.retriever import Retriever
 from streams.shards import ShardRow
+from workers.gates import check_anchor_loss, check_finite
 from workers.training_round import (
-    ANCHOR_LOSS_RISE_MAX,
     RoundResult,
     by_earlier_watches,
     sampled_watches,
@@ -54,7 +52,7 @@ def run_two_tower_round(
     result.laps.end("score")
     unknown = sum(watch.video_id not in videos for row in rows for watch in row.watches)
     result.metrics["unknown_video_watches"] = float(unknown)
-    limit = anchor_loss(state) * (1 + ANCHOR_LOSS_RISE_MAX)  # over the catalogue as it is now
+    loss_before = anchor_loss(state)  # over the catalogue as it is now
     fresh = list(windows_of(state.retriever, rows))
     result.laps.end("examples")
     for _ in range(PASSES):
@@ -73,7 +71,9 @@ def run_two_tower_round(
     state.steps += len(result.losses)
     state.model_version += 1
     state.count(rows)
-    state.anchor_loss = pass_two_tower_gates(state, result.losses, limit)
+    check_finite(result.losses, state.retriever.model.parameters())
+    state.anchor_loss = anchor_loss(state)
+    check_anchor_loss(state.anchor_loss, loss_before)
     result.metrics |= {
         "loss": sum(result.losses) / max(1, len(result.losses)),
         "steps": float(len(result.losses)),
@@ -109,24 +109,6 @@ def two_tower_prequential(
     ]
     ranked = state.retriever.rank(before, top_k=10, excluded=before)
     return by_earlier_watches(state, sample, ranked)
-
-
-def pass_two_tower_gates(state: TwoTowerState, losses: Sequence[float], limit: float) -> float:
-    """Check a freshly trained state and return its loss on the anchor rows.
-
-    Raises:
-        GateError: a loss or weight is not finite, or old watches are predicted worse than `limit`, in nats.
-    """
-    if not all(math.isfinite(loss) for loss in losses):
-        raise GateError(f"a training loss is not finite: {losses}", "finite_loss")
-    if not all(bool(torch.isfinite(one).all()) for one in state.retriever.model.parameters()):
-        raise GateError("a weight is not finite", "finite_weights")
-    loss = anchor_loss(state)
-    if not loss <= limit:
-        raise GateError(
-            f"loss on the anchor rows is {loss:.3f}, at most {limit:.3f} is allowed", "anchor_loss"
-        )
-    return loss
 
 
 @torch.inference_mode()
