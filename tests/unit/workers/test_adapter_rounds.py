@@ -202,7 +202,7 @@ def test_adapter_that_is_worse_than_its_base_is_refused_and_begins_anew() -> Non
     one_round(state, round_input(0), ("home",))
     state.adapters["home"] = scaled(state.adapters["home"], 3.0)
     records = one_round(state, round_input(1), ("home",))
-    assert "the base alone has" in records["home"]["refused"]
+    assert "loss on the anchor rows is" in records["home"]["refused"]
     assert state.adapters == {}
     assert one_round(state, round_input(2), ("home",))["home"]["refused"] == ""
 
