@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from infra.errors import VersionMismatchError
 from infra.storage import sha256_of
-from models.adapters import plain_weights
+from models.base_lora import plain_weights
 from models.semantic_id import SemanticIdSpace
 from models.vocabulary import EOS, PAD, level_token_ids, train_tokenizer
 

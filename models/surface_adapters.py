@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM
 
 from infra.errors import VersionMismatchError
 from infra.storage import sha256_of
-from models.adapters import plain_weights
+from models.base_lora import plain_weights
 from models.lrm import Lrm
 
 RANK = 8
 IN_MEMORY = "surface"
-"""The name of the adapter within an adapted model; `models.adapters` has another for what it folds away."""
+"""The name of the adapter within an adapted model; `models.base_lora` has another for what it folds away."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BELONGS_TO_FILE = "belongs_to.json"

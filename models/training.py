@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
-from models.adapters import CODE_ROWS, attach_adapters, fold
+from models.base_lora import CODE_ROWS, attach_adapters, fold
 from models.dropout import dropped_out
 from models.examples import IGNORED, Block, collate
 from models.lrm import Lrm

@@ -3,7 +3,7 @@
     <store>/checkpoints/<model name>/000007/
         config.json model.safetensors tokenizer.json lrm.json    what serving loads
         optimizer.safetensors reservoir.parquet watch_counts.json state.json      what the next round needs as well
-        adapters.safetensors      and this, where low-rank adapters learn: the half of them that folding leaves
+        base_lora.safetensors     and this, where low-rank adapters learn: the half of them that folding leaves
         adapters/home/ …          and these, one for each adapter that stays beside the base (`models.surface_adapters`)
     <store>/checkpoints/<model name>/plan.json    what the round after the newest checkpoint takes, once it has begun
 
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from infra.errors import VersionMismatchError
 from infra.storage import ObjectStore, sha256_of
-from models.adapters import adapter_tensors, restore_adapters
+from models.base_lora import adapter_tensors, restore_adapters
 from models.lrm import Lrm, load_lrm, save_lrm
 from models.surface_adapters import Adapter, Base, read_adapter, save_adapter
 from models.training import (
@@ -43,7 +43,7 @@ from streams.shards import ShardRow, read_shard, write_shard
 CHECKPOINTS_KEY = "checkpoints"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-ADAPTERS_FILE = "adapters.safetensors"
+BASE_LORA_FILE = "base_lora.safetensors"
 ADAPTERS_FOLDER = "adapters"
 RESERVOIR_FILE = "reservoir.parquet"
 COUNTS_FILE = "watch_counts.json"
@@ -254,7 +254,7 @@ def save_state(
     sha256 = save_lrm(state.lrm, folder, notes=notes)
     save_file(optimizer_tensors(state.lrm.model, state.optimizer), folder / OPTIMIZER_FILE)
     if adapters := adapter_tensors(state.lrm.model):
-        save_file(adapters, folder / ADAPTERS_FILE)
+        save_file(adapters, folder / BASE_LORA_FILE)
     base = Base(state.model_version, sha256, state.lrm.space.codebook_version)
     for name, adapter in state.adapters.items():
         save_adapter(adapter, folder / adapter_path(name), base)
@@ -349,7 +349,7 @@ def load_state(
     config = TrainingConfig(**({"dropout": 0.0} | document["config"]))  # the oldest had none
     prepare(lrm, config)
     if config.adapter_rank:
-        restore_adapters(lrm.model, load_file(folder / ADAPTERS_FILE))
+        restore_adapters(lrm.model, load_file(folder / BASE_LORA_FILE))
     optimizer = make_optimizer(lrm, config)
     restore_optimizer(lrm.model, optimizer, load_file(folder / OPTIMIZER_FILE))
     return TrainingState(

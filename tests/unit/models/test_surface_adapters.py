@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from infra.errors import VersionMismatchError
-from models.adapters import plain_weights
+from models.base_lora import plain_weights
 from models.examples import IGNORED, Behaviour, Block, behaviour_examples, pack
 from models.lrm import Lrm, load_lrm, save_lrm
 from models.surface_adapters import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from infra.storage import ObjectStore
-from models.adapters import plain_weights
+from models.base_lora import plain_weights
 from models.lrm import TINY, build_lrm
 from models.prompts import Ask
 from models.ranking import rank

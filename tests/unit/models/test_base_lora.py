@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.adapters import plain_weights
+from models.base_lora import plain_weights
 from models.examples import Block, pack, text_examples
 from models.lrm import Lrm, load_lrm, save_lrm
 from models.tasks import Recipe, video_texts

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a pretrained causal LM whose code rows learn in full; knows nothing of tokenizers and of steps.
+"""LoRA that trains a pretrained causal LM, code rows in full, and is folded into it; knows nothing of tokenizers.
 
 - Attached, the model stays the Hugging Face class that it was: `model(...)`, beam search and evaluation work as before.
 - What learns: two thin matrices per linear layer of attention and MLP (LoRA), and the code tokens' embeddings. All
