@@ -24,7 +24,13 @@ from streams.events import LRM_MODEL_NAME
 from streams.shards import ShardRow
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
 from workers import training_parallel
-from workers.training_actor import LrmTrainer, LrmTrainerActor, RoundOutcome, RoundTask
+from workers.training_actor import (
+    BEHIND_SERVING,
+    LrmTrainer,
+    LrmTrainerActor,
+    RoundOutcome,
+    RoundTask,
+)
 from workers.training_parallel import RUNS_KEY
 from workers.training_state import (
     Positions,
@@ -36,7 +42,6 @@ from workers.training_state import (
 )
 
 pytestmark = pytest.mark.integration
-NICEST = 19  # Ray starts its workers at 15
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,7 @@ def worker_processes() -> list[psutil.Process]:
 
 def in_training() -> list[psutil.Process]:
     """Workers that have begun their part: the thread that computes it is nice from then on."""
-    return [each for each in worker_processes() if NICEST in niceness(each)]
+    return [each for each in worker_processes() if BEHIND_SERVING in niceness(each)]
 
 
 def niceness(process: psutil.Process) -> set[int]:
