@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from models.base_models import extended_lrm
 from models.lrm import Lrm
 from models.semantic_id import SemanticIdSpace
-from tests.lrm_factories import SPACE
+from models.training import TrainingConfig
+from tests.lrm_factories import SPACE, shard_row
+from workers.training_state import TrainingState, new_state
 
 END = "<|end|>"
 
@@ -57,3 +60,10 @@ def code_vectors(space: SemanticIdSpace = SPACE, *, code_dim: int = 6) -> list[T
 
 def tiny_extended(folder: Path, *, tied: bool = True) -> Lrm:
     return extended_lrm(str(base_folder(folder, tied=tied)), SPACE, code_vectors())
+
+
+def adapted_state(folder: Path, config: TrainingConfig) -> TrainingState:
+    """A pretrained base of which adapters and code rows learn."""
+    state = new_state(tiny_extended(folder), replace(config, adapter_rank=4), seed=3)
+    state.anchor_rows = [shard_row("anchor", ["v1", "v2", "v3"])]
+    return state

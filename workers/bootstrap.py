@@ -26,7 +26,6 @@ from models.quantizer import QuantizerConfig
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
-    CheckpointPromoted,
     WatchEvent,
 )
 from streams.history import Entry, history_entry, percent_watched, user_history
@@ -43,8 +42,9 @@ from workers.bootstrap_lrm import (
     initial_fit,
     pretrained_lrm,
 )
+from workers.promotions import promotions
 from workers.training_actor import Video
-from workers.training_state import CHECKPOINTS_KEY, RoundState, checkpoint_key, save_state
+from workers.training_state import CHECKPOINTS_KEY, RoundState, read_record, save_state
 from workers.two_tower_round import first_two_tower_fit
 from workers.two_tower_state import TWO_TOWERS, Content, new_two_tower, save_two_tower
 
@@ -129,7 +129,6 @@ def bootstrap(
         settings,
         LRM_MODEL_NAME,
         state,
-        codebook.manifest.codebook_version,
         partial(save_state, state),
     )
     return Bootstrapped(
@@ -212,14 +211,13 @@ def fit_two_towers(
             progress=partial(progress, model_name),
         )
         save = partial(save_two_tower, state)
-        promote_first(settings, model_name, state, manifest.codebook_version, save)
+        promote_first(settings, model_name, state, save)
 
 
 def promote_first(
     settings: Settings,
     model_name: str,
     state: RoundState,
-    codebook_version: int,
     save: Callable[..., str],
 ) -> str:
     """Save the first checkpoint of a model where the topics end now, announce it, and return its weights' sha256."""
@@ -235,16 +233,7 @@ def promote_first(
     scratch = Path(settings.var_dir) / "scratch"
     sha256 = save(store, model_name, scratch=scratch, record=record)
     client = producer(settings.kafka)
-    event = CheckpointPromoted(
-        model_name=model_name,
-        model_version=state.model_version,
-        codebook_version=codebook_version,
-        path=checkpoint_key(model_name, state.model_version),
-        sha256=sha256,
-        metrics=record["metrics"],
-        newest_event_time_ms=state.newest_event_time_ms,
-        promoted_time_ms=now_ms(),
-    )
-    send(client, settings.kafka, CHECKPOINTS, model_name, event)
+    for event in promotions(model_name, read_record(store, model_name, state.model_version)):
+        send(client, settings.kafka, CHECKPOINTS, event.model_name, event)
     flush(client)
     return sha256

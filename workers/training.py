@@ -29,7 +29,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from infra import metrics
 from infra.claim import claim
-from infra.clock import now_ms
 from infra.errors import ConfigError, DecodeError, TransientError, VersionMismatchError
 from infra.log import configure, get_logger
 from infra.ray_cluster import ensure_ray
@@ -41,7 +40,7 @@ from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted
 from streams.topics import CHECKPOINTS
-from workers.adapter_announcements import adapter_promotions, log_adapters
+from workers.promotions import log_adapters, promotions
 from workers.trainers import TRAINERS
 from workers.training_actor import RoundOutcome, RoundTask
 from workers.training_intake import TrainingIntake
@@ -254,47 +253,18 @@ class TrainingLoop:
         )
         log_adapters(read_record(self._store, self.model_name, outcome.model_version))
         if not outcome.refused:
-            self._announce(
-                outcome.model_version,
-                outcome.sha256,
-                outcome.metrics,
-                shard_ids,
-                outcome.newest_event_time_ms,
-            )
+            self._announce(outcome.model_version, {})
             if name == LRM_MODEL_NAME:  # the model that the stages lead to
                 metrics.LAST_SUCCESS.labels("shard_to_checkpoint").set_to_current_time()
         self._collect()
 
-    def _announce(
-        self,
-        model_version: int,
-        sha256: str,
-        measured: dict[str, float],
-        shard_ids: tuple[str, ...],
-        newest_event_time_ms: int,
-    ) -> None:
-        event = CheckpointPromoted(
-            model_name=self.model_name,
-            model_version=model_version,
-            codebook_version=self._intake.catalogue.codebook_version,
-            path=checkpoint_key(self.model_name, model_version),
-            sha256=sha256,
-            metrics=measured,
-            shard_ids=shard_ids,
-            newest_event_time_ms=newest_event_time_ms,
-            promoted_time_ms=now_ms(),
-        )
-        send(self._producer, self._settings.kafka, CHECKPOINTS, self.model_name, event)
-        flush(self._producer)
-        self._announce_adapters(model_version, {})
-
-    def _announce_adapters(self, model_version: int, announced: Mapping[str, int]) -> None:
-        """Announce what a checkpoint has of adapters, but for those announced with it already."""
+    def _announce(self, model_version: int, announced: Mapping[str, int]) -> None:
+        """Announce a checkpoint and its adapters, if it was promoted, but for what was announced with it already."""
         document = read_record(self._store, self.model_name, model_version)
-        for event in adapter_promotions(self.model_name, document):
+        for event in promotions(self.model_name, document):
             if event.model_version > announced.get(event.model_name, 0):
                 send(self._producer, self._settings.kafka, CHECKPOINTS, event.model_name, event)
-        flush(self._producer)
+                flush(self._producer)  # an adapter is never there before its base
 
     def _announce_missing(self, newest: int) -> None:
         """Announce the newest promoted checkpoint, or its adapters, if a crash came between saving and announcing."""
@@ -308,17 +278,7 @@ class TrainingLoop:
                     continue
                 # The last, not the highest: a new bootstrap counts from 1 again.
                 announced[event.model_name] = event.model_version
-        record = read_record(self._store, self.model_name, newest)
-        if newest <= announced.get(self.model_name, 0):
-            self._announce_adapters(newest, announced)
-        elif not record["record"]["refused"]:
-            self._announce(
-                newest,
-                record["sha256"],
-                record["record"]["metrics"],
-                tuple(record["record"]["shard_ids"]),
-                record["newest_event_time_ms"],
-            )
+        self._announce(newest, announced)
 
     def _collect(self) -> None:
         """Remove all but the newest checkpoints; the promoted one and the one before it are always among those."""

@@ -41,7 +41,6 @@ from workers.training_state import (
     Positions,
     RoundState,
     TrainingState,
-    checkpoint_key,
     checkpoint_versions,
     load_state,
     save_state,
@@ -106,10 +105,8 @@ class RoundOutcome:
     """
 
     model_version: int
-    path: str
     sha256: str
     metrics: dict[str, float]
-    newest_event_time_ms: int
     seconds: float
     laps_s: dict[str, float]
     refused: str
@@ -185,10 +182,8 @@ class Trainer(ABC):
         laps.end("checkpoint")
         return RoundOutcome(
             model_version=self._state.model_version,
-            path=checkpoint_key(self._model_name, self._state.model_version),
             sha256=sha256,
             metrics=metrics,
-            newest_event_time_ms=self._state.newest_event_time_ms,
             seconds=time.monotonic() - started,
             laps_s=laps.seconds,
             refused=refused,

@@ -28,10 +28,10 @@ from models.training import optimizer_tensors, restore_optimizer
 from models.two_tower import ItemContents, ItemTower, TwoTowerConfig
 from streams.codes import decode_embedding
 from streams.events import TWO_TOWER_CLUSTER, TWO_TOWER_HASH, SemanticIdAssigned
+from workers.replay import Reservoir
 from workers.training_state import (
     OPTIMIZER_FILE,
     Positions,
-    Reservoir,
     RoundState,
     complete_checkpoint,
     empty_folder,

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,6 @@ from prometheus_client import REGISTRY
 
 from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
-from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, as_environment, with_values
 from infra.storage import ObjectStore
 from models.lrm import load_lrm
@@ -47,12 +45,6 @@ from workers.training_intake import TrainingIntake
 from workers.training_state import Plan, Positions, load_state
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with ensure_ray(Settings()):
-        yield
 
 
 @pytest.fixture

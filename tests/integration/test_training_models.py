@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.errors import ConfigError
 from infra.kafka.broker import LocalBroker
-from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.retriever import load_retriever
@@ -20,12 +18,6 @@ from tests.integration.training_stage import announce_shard, prepared, promoted,
 from workers.training import TrainingLoop, refreshed_models, run_loops
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with ensure_ray(Settings()):
-        yield
 
 
 @pytest.fixture

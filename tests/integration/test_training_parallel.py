@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import ray
 import torch
 
 from infra.errors import TransientError
-from infra.ray_cluster import ensure_ray
 from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.training import TrainingConfig
@@ -42,12 +40,6 @@ from workers.training_state import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with ensure_ray(Settings()):
-        yield
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from models.recommend import Request
 from models.surface_adapters import Adapter, adapted, adapter_weights, load_adapter
 from models.training import TrainingConfig
 from streams.shards import ShardRow
-from tests.base_model_factories import tiny_extended
+from tests.base_model_factories import adapted_state
 from tests.lrm_factories import SPACE, new_watch, shard_row, some_videos, tiny_lrm
-from workers.adapter_announcements import adapter_promotions
 from workers.adapter_rounds import JUDGEMENTS_MAX, AdapterRecord, judgements, run_adapters
 from workers.impression_intake import Shown
+from workers.promotions import adapter_promotions
 from workers.training_round import RoundInput, RoundLimits, run_round
 from workers.training_state import (
     TrainingState,
@@ -94,19 +94,12 @@ def test_round_trains_each_adapter_and_leaves_its_base_bit_for_bit() -> None:
     assert records["home"]["metrics"]["anchor_loss"] > 0
 
 
-def adapted_state(folder: Path) -> TrainingState:
-    """A pretrained base that learns by folded adapters of its own."""
-    state = new_state(tiny_extended(folder), replace(CONFIG, adapter_rank=4), seed=3)
-    state.anchor_rows = [shard_row("anchor", ["v1", "v2", "v3"])]
-    return state
-
-
 @pytest.mark.parametrize("folded", [False, True], ids=["all weights", "adapters"])
 def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(
     tmp_path: Path, folded: bool
 ) -> None:
     store = ObjectStore(str(tmp_path / "store"))
-    whole = adapted_state(tmp_path / "base") if folded else fresh_state()
+    whole = adapted_state(tmp_path / "base", CONFIG) if folded else fresh_state()
     one_round(whole, round_input(0))
     save_state(whole, store, "lrm", scratch=tmp_path / "scratch", record={})
     expected = one_round(whole, round_input(7))

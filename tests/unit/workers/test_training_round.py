@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,15 @@ import torch
 from infra.errors import GateError, TransientError, VersionMismatchError
 from infra.storage import ObjectStore
 from models.training import TrainingConfig
-from tests.base_model_factories import tiny_extended
+from tests.base_model_factories import adapted_state
 from tests.lrm_factories import shard_row, some_videos, tiny_lrm
+from workers.replay import Reservoir
 from workers.training_intake import is_sampled
 from workers.training_round import RoundInput, RoundLimits, run_round
 from workers.training_state import (
     OPTIMIZER_FILE,
     Plan,
     Positions,
-    Reservoir,
     TrainingState,
     checkpoint_key,
     checkpoint_versions,
@@ -107,19 +106,12 @@ def test_round_without_anything_to_learn_still_ends() -> None:
     assert state.steps == 0
 
 
-def adapted_state(folder: Path) -> TrainingState:
-    """A pretrained base of which adapters and code rows learn."""
-    state = new_state(tiny_extended(folder), replace(CONFIG, adapter_rank=4), seed=3)
-    state.anchor_rows = [shard_row("anchor", ["v1", "v2", "v3"])]
-    return state
-
-
 @pytest.mark.parametrize("adapted", [False, True], ids=["all weights", "adapters"])
 def test_interrupted_and_resumed_rounds_equal_uninterrupted_ones(
     tmp_path: Path, adapted: bool
 ) -> None:
     store = ObjectStore(str(tmp_path / "store"))
-    whole = adapted_state(tmp_path / "base") if adapted else fresh_state()
+    whole = adapted_state(tmp_path / "base", CONFIG) if adapted else fresh_state()
     run_round(whole, round_input(0), LIMITS)
     save_state(whole, store, "lrm", scratch=tmp_path / "scratch", record={})
     counts = dict(whole.watch_counts)

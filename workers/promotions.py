@@ -1,6 +1,6 @@
-"""Announcing adapters: one CheckpointPromoted each, behind that of the base they are saved with.
+"""What is announced of a checkpoint: one CheckpointPromoted for the model, then one for each adapter saved with it.
 
-What is announced follows from the checkpoint alone, so it can be made up for after a crash. Knows nothing of training.
+All of it follows from the checkpoint's state.json, so it can be made up for after a crash. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -21,6 +21,25 @@ log = get_logger()
 def adapter_name(model_name: str, name: str) -> str:
     """Return the model_name of an adapter: `lrm.home`."""
     return f"{model_name}.{name}"
+
+
+def promotions(model_name: str, document: dict[str, Any]) -> Iterator[CheckpointPromoted]:
+    """Yield the events of a checkpoint, that of the model first; none if a gate refused it."""
+    record = document["record"]
+    if record["refused"]:
+        return
+    yield CheckpointPromoted(
+        model_name=model_name,
+        model_version=document["model_version"],
+        codebook_version=document["codebook_version"],
+        path=checkpoint_key(model_name, document["model_version"]),
+        sha256=document["sha256"],
+        metrics=record["metrics"],
+        shard_ids=tuple(record["shard_ids"]),
+        newest_event_time_ms=document["newest_event_time_ms"],
+        promoted_time_ms=now_ms(),
+    )
+    yield from adapter_promotions(model_name, document)
 
 
 def adapter_promotions(model_name: str, document: dict[str, Any]) -> Iterator[CheckpointPromoted]:
