@@ -191,6 +191,30 @@ class ServeSettings(_Group):
     log_impressions: bool = Field(True, description="log impressions to serving.impressions")
 
 
+    fresh_share: float = Field(
+        0.2, gt=0, le=1, description="share of an answer's places that the arm lrm_fresh fills with new videos"
+    )
+    fresh_max_age_h: float = Field(
+        24.0, gt=0, description="hours since upload, on the events' clock, up to which these are new"
+    )
+    batch_max: int = Field(8, ge=1, description="requests that are searched for together")
+    waiting_max: int = Field(
+        16, ge=1, description="requests that wait for a search; what is beyond is answered without the LRM"
+    )
+
+
+class ExperimentSettings(_Group):
+    """Which users are answered by which arm; whoever knows these settings knows every user's arm."""
+
+    arms: tuple[str, ...] = Field(
+        ("lrm",),
+        min_length=1,
+        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, each with a weight if it is not 1: "
+        '["lrm:9", "lrm_fresh"]; who has no user id gets the first',
+    )
+    salt: str = Field("", description="another one deals the users anew")
+
+
 class RaySettings(_Group):
     """The Ray cluster."""
 
@@ -264,6 +288,7 @@ class Settings(_Group):
     watches: WatchSettings = WatchSettings()
     training: TrainingSettings = TrainingSettings()
     serve: ServeSettings = ServeSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     ray: RaySettings = RaySettings()
     metrics: MetricsSettings = MetricsSettings()
     qdrant: QdrantSettings = QdrantSettings()
