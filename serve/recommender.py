@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 from models.beam_search import Candidate
 from models.prompts import Ask
-from models.recommend import Request, allowed_view, recommend
+from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import TrieView
+from models.trie_filters import Filters
 from serve.model_slot import ModelBundle, ModelSlot
 from serve.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem
 from serve.views import CatalogueView, EventClock, HistoryView, KnownViewer
@@ -68,7 +70,6 @@ class Recommender:
         known = self._histories.of(asked.user_id) if asked.user_id else KnownViewer()
         watches = known.watches if asked.history is None else asked.history
         excluded = set(asked.exclude.video_ids)
-        excluded |= self._catalogue.of_channels(asked.exclude.channels)
         if asked.exclude.watched:
             excluded.update(watch.video_id for watch in watches)
         if asked.context_video_id is not None:
@@ -80,8 +81,11 @@ class Recommender:
             viewer=asked.user or known.features,
             watches=watches,
             ask=Ask(asked.surface, asked.context_video_id, asked.query, asked.intent),
-            excluded_video_ids=excluded,
-            uploaded_after_ms=oldest_ms,
+            filters=Filters(
+                uploaded_after_ms=oldest_ms,
+                excluded_video_ids=excluded,
+                excluded_channels=asked.exclude.channels,
+            ),
         )
 
     def _modelled(
@@ -102,8 +106,9 @@ class Recommender:
     def _popular(
         self, request: Request, view: TrieView, items: list[RecommendedItem], k: int
     ) -> list[RecommendedItem]:
-        live = set(allowed_view(view, request).video_ids_N) - {item.video_id for item in items}
-        popular = self._histories.popular(k, live=live) if live else []
+        shown = {item.video_id for item in items}.union(request.filters.excluded_video_ids)
+        allowed = view.filtered(replace(request.filters, excluded_video_ids=shown))
+        popular = self._histories.popular(k, live=allowed)
         found = (self._item(video_id, "popularity", None) for video_id in popular)
         return [item for item in found if item is not None]
 

@@ -7,8 +7,7 @@ are read. Knows nothing of Kafka clients, models and HTTP.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,7 +21,7 @@ from models.prompts import ViewerLike, WatchLike
 from models.semantic_id import SemanticIdSpace
 from models.trie import LiveTrie
 from serve.follower import Record, refuse
-from streams.catalogue import Catalogue, CatalogueChange
+from streams.catalogue import Catalogue
 from streams.events import SemanticIdAssigned, UserErased
 from streams.history import History, decode_history
 from streams.topics import HISTORIES
@@ -66,12 +65,6 @@ class CatalogueView:
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
         self._clock, self._on_live = clock, on_live
-        self._by_channel: defaultdict[str, set[str]] = defaultdict(set)
-
-    def of_channels(self, channels: Collection[str]) -> set[str]:
-        """Return the ids of all videos of some channels."""
-        empty: set[str] = set()
-        return empty.union(*(self._by_channel.get(channel, empty).copy() for channel in channels))
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in a batch of `video.semantic_ids`; the trie is written once."""
@@ -83,18 +76,12 @@ class CatalogueView:
                 refuse(record, error)
                 continue
             if change is not None:
-                self._index(change)
+                if change.current is not None:
+                    self._clock.advance(change.current.upload_time_ms)
                 changed[change.video_id] = change.current
         if changed:
             self._write_trie(changed)
             metrics.LIVE_VIDEOS.set(len(self.trie.view))
-
-    def _index(self, change: CatalogueChange) -> None:
-        if change.previous is not None:
-            self._by_channel[change.previous.channel].discard(change.video_id)
-        if change.current is not None:
-            self._by_channel[change.current.channel].add(change.video_id)
-            self._clock.advance(change.current.upload_time_ms)
 
     def _write_trie(self, changed: dict[str, SemanticIdAssigned | None]) -> None:
         for video_id, current in changed.items():
@@ -113,6 +100,8 @@ class CatalogueView:
             [video.semantic_id for video in videos],
             [video.video_id for video in videos],
             [video.upload_time_ms for video in videos],
+            channels=[video.channel for video in videos],
+            languages=[video.language for video in videos],
         )
 
     def _inserted(self, video: SemanticIdAssigned) -> bool:
@@ -162,7 +151,7 @@ class HistoryView:
                 return KnownViewer()
             return KnownViewer(history.user, tuple(history.entries))
 
-    def popular(self, k: int, *, live: Collection[str]) -> list[str]:
+    def popular(self, k: int, *, live: Container[str]) -> list[str]:
         """Return the k most watched of some videos, as far as the histories tell."""
         with self._lock:
             return self._popularity.top(k, live=live)
