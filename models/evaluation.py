@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 
 def recall_at_k(ranked: Sequence[Sequence[str]], targets: Sequence[str], k: int = 10) -> float:
@@ -33,7 +33,7 @@ class Popularity:
         self.views.update(video_ids)
 
     def top(
-        self, k: int, *, excluded: Collection[str] = (), live: Collection[str] | None = None
+        self, k: int, *, excluded: Collection[str] = (), live: Container[str] | None = None
     ) -> list[str]:
         """Return the k most watched; ties go to the smaller id."""
         found = []

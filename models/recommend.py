@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from models.beam_search import Candidate, beam_search
 from models.lrm import Lrm
 from models.prompts import Ask, Videos, ViewerLike, WatchLike, render_request
 from models.trie import TrieView
+from models.trie_filters import NO_FILTERS, Filters
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,7 @@ class Request:
     viewer: ViewerLike | None
     watches: Sequence[WatchLike]
     ask: Ask
-    excluded_video_ids: Collection[str] = field(default=())
-    uploaded_after_ms: int | None = None
-
-
-def allowed_view(view: TrieView, request: Request) -> TrieView:
-    """Return the trie without what the request excludes."""
-    keep_N = np.ones(len(view), dtype=bool)
-    if request.excluded_video_ids:
-        excluded = frozenset(request.excluded_video_ids)
-        keep_N &= np.fromiter((one not in excluded for one in view.video_ids_N), bool, len(view))
-    if request.uploaded_after_ms is not None:
-        keep_N &= view.upload_times_ms_N >= request.uploaded_after_ms
-    return view if keep_N.all() else view.restricted(keep_N)
+    filters: Filters = NO_FILTERS
 
 
 def recommend(
@@ -44,7 +31,7 @@ def recommend(
     top_k: int,
     beam_width: int,
 ) -> list[list[Candidate]]:
-    """Return up to `top_k` live videos per request, best first; every one is in its view."""
+    """Return up to `top_k` live videos per request, best first; every one is in its view and passes its filters."""
     views = [view] * len(requests) if isinstance(view, TrieView) else view
     prompts = [
         lrm.encode(
@@ -57,7 +44,7 @@ def recommend(
     return beam_search(
         lrm.model,
         prompts,
-        [allowed_view(one, request) for one, request in zip(views, requests, strict=True)],
+        [one.filtered(request.filters) for one, request in zip(views, requests, strict=True)],
         level_token_ids=lrm.level_token_ids,
         beam_width=max(beam_width, top_k),
         top_k=top_k,

@@ -178,7 +178,7 @@ class ModelSlot:
         view, catalogue = self._catalogue.trie.view, self._catalogue.catalogue
         if len(view) == 0:
             view = _one_video(view)
-        some_ids = [str(video_id) for video_id in view.video_ids_N[: lrm.history_max]]
+        some_ids = view.some_video_ids(lrm.history_max)
         watches = [Entry(video_id, 100, 60, 0, "home") for video_id in some_ids]
         wanted = min(PROBE_K, self._beam_width, len(view))
         answers = recommend(
@@ -192,10 +192,9 @@ class ModelSlot:
             top_k=wanted,
             beam_width=self._beam_width,
         )
-        live_ids = set(view.video_ids_N)
         for found in answers:
             good = [
-                one for one in found if one.video_id in live_ids and math.isfinite(one.log_prob)
+                one for one in found if view.allows(one.video_id) and math.isfinite(one.log_prob)
             ]
             if len(good) != wanted:
                 raise VersionMismatchError(

@@ -21,6 +21,7 @@ from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import LiveTrie
+from models.trie_filters import Filters
 from streams.events import SemanticIdAssigned
 from streams.history import history_entry
 from workers.demo import TOP_K, Asked, Played
@@ -116,7 +117,7 @@ def score_frozen(
             viewer=None,
             watches=[history_entry(watch) for watch in one.history],
             ask=Ask(one.watch.surface, one.watch.context_video_id),
-            excluded_video_ids=one.excluded,
+            filters=Filters(excluded_video_ids=one.excluded),
         )
         found = recommend(
             frozen, [request], then.trie.view, then.videos, top_k=TOP_K, beam_width=beam_width

@@ -28,6 +28,7 @@ from models.recommend import Request, recommend
 from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
+from models.trie_filters import Filters
 from streams.shards import NewWatch, PastWatch, ShardRow
 from workers.gates import check_anchor_loss, check_finite
 from workers.training_state import RoundState, TrainingState
@@ -239,5 +240,5 @@ def _request(row: ShardRow, index: int) -> Request:
         viewer=row,
         watches=before,
         ask=Ask(target.surface, target.context_video_id, target.query),
-        excluded_video_ids={watch.video_id for watch in before},
+        filters=Filters(excluded_video_ids={watch.video_id for watch in before}),
     )

@@ -27,7 +27,7 @@ from models.recommend import Request, recommend
 from models.sasrec import Sasrec, add_items
 from models.tasks import Recipe
 from models.training import optimizer_tensors, restore_optimizer
-from models.trie import TrieView
+from models.trie_filters import Filters
 from models.two_tower import TwoTower
 from tests.bench.parts.quality_stream import Round, Stream, Target
 from workers.training_round import RoundInput, RoundLimits, Train, run_round, train_alone
@@ -82,8 +82,8 @@ class LrmArm:
             batch = targets[start : start + RANK_BATCH]
             ranked = recommend(
                 self._state.lrm,
-                [self._request(target) for target in batch],
-                [self._view(target, this) for target in batch],
+                [self._request(target, this) for target in batch],
+                this.view,
                 catalogue.videos,
                 top_k=TOP_K,
                 beam_width=BEAM_WIDTH,
@@ -91,16 +91,16 @@ class LrmArm:
             found += [[catalogue.number_of[one.video_id] for one in each] for each in ranked]
         return found
 
-    def _request(self, target: Target) -> Request:
+    def _request(self, target: Target, this: Round) -> Request:
         watches = self._stream.by_user[target.user_id]
-        wanted = watches[target.index]
-        ask = Ask(wanted.surface, wanted.context_video_id, wanted.query)
-        return Request(viewer=None, watches=watches[: target.index], ask=ask)
-
-    def _view(self, target: Target, this: Round) -> TrieView:
-        watched = self._stream.numbers[target.user_id][: target.index]
-        keep_N = (this.item_numbers < target.num_live) & ~np.isin(this.item_numbers, watched)
-        return this.view.restricted(keep_N)
+        wanted, before = watches[target.index], watches[: target.index]
+        not_yet = self._stream.catalogue.video_ids[target.num_live : this.num_known]
+        return Request(
+            viewer=None,
+            watches=before,
+            ask=Ask(wanted.surface, wanted.context_video_id, wanted.query),
+            filters=Filters(excluded_video_ids={watch.video_id for watch in before}.union(not_yet)),
+        )
 
     def learn(self, this: Round) -> None:
         if self._is_frozen:

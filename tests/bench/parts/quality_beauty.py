@@ -13,8 +13,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from models.evaluation import ndcg_at_k, recall_at_k
 from models.examples import (
     Behaviour,
@@ -32,6 +30,7 @@ from models.sasrec import Sasrec, SasrecConfig, build_sasrec
 from models.tasks import Recipe, video_texts
 from models.training import TrainingConfig
 from models.training import make_optimizer as make_lrm_optimizer
+from models.trie_filters import Filters
 from streams.shards import NewWatch
 from tests.bench.parts.cpu_training import CpuBudget, in_steps, train_lrm, train_next_item
 from tests.bench.parts.quality_budget import Budget
@@ -141,7 +140,6 @@ class LrmOnBeauty:
 
         self._blocks = in_steps(epochs(), LRM_TRAINING)
         self._view = split.catalogue.view(len(split.catalogue))
-        self._row_of = {video_id: row for row, video_id in enumerate(self._view.video_ids_N)}
 
     def train(self, budget: CpuBudget, until_share: float) -> None:
         """Go on until that share of the budget is spent."""
@@ -156,14 +154,17 @@ class LrmOnBeauty:
             known = [
                 self._split.by_user[user][:-held_out] for user in users[start : start + RANK_BATCH]
             ]
-            requests = [Request(viewer=None, watches=one, ask=Ask("home")) for one in known]
-            views = []
-            for watches in known:
-                keep_N = np.ones(len(self._view), dtype=bool)
-                keep_N[[self._row_of[watch.video_id] for watch in watches]] = False
-                views.append(self._view.restricted(keep_N))
+            requests = [
+                Request(
+                    viewer=None,
+                    watches=watches,
+                    ask=Ask("home"),
+                    filters=Filters(excluded_video_ids={watch.video_id for watch in watches}),
+                )
+                for watches in known
+            ]
             ranked = recommend(
-                self._lrm, requests, views, self._split.catalogue.videos,
+                self._lrm, requests, self._view, self._split.catalogue.videos,
                 top_k=TOP_K, beam_width=BEAM_WIDTH,
             )  # fmt: skip
             found += [[candidate.video_id for candidate in one] for one in ranked]

@@ -14,9 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.trie import TrieView
 from streams.shards import NewWatch, PastWatch, ShardRow
 from streams.timeline import Timeline
@@ -99,14 +96,13 @@ class Round:
     Attributes:
         num_known: items that were uploaded by the round's last watch.
         rows: the round's watches as a shard would hold them.
-        view: the trie of the known items; item_numbers is each of its rows' item.
+        view: the trie of the known items.
     """
 
     targets: Sequence[Target]
     rows: Sequence[ShardRow]
     num_known: int
     view: TrieView
-    item_numbers: NDArray[np.int64]
 
 
 def stream_of(catalogue: Catalogue, timeline: Timeline, num_first: int) -> Stream:
@@ -131,14 +127,11 @@ def rounds(
         last = min(first + size, end)
         targets = list(_targets(stream, range(first, last), counts))
         num_known = targets[-1].num_live
-        view = stream.catalogue.view(num_known)
-        number_of = stream.catalogue.number_of
         yield Round(
             _drawn(targets, per_stratum, rng),
             _rows(stream, range(first, last)),
             num_known,
-            view,
-            np.array([number_of[video_id] for video_id in view.video_ids_N], dtype=np.int64),
+            stream.catalogue.view(num_known),
         )
 
 

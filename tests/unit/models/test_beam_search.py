@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models.beam_search import Candidate, beam_search
 from models.semantic_id import SemanticId, SemanticIdSpace
 from models.trie import LiveTrie, TrieView
+from models.trie_filters import Filters
 
 SPACE = SemanticIdSpace(codebook_version=1, codebook_sizes=(8, 6, 4), disambiguation_size=2)
 NUM_SEMANTIC_IDS = 8 * 6 * 4 * 2
@@ -182,14 +183,14 @@ def test_beam_search_runs_each_prompt_once_and_shares_its_row(model: LlamaForCau
     assert shapes == [(4, 11), (4, 8), (4, 10), (4, 10)]
 
 
-def test_beam_search_of_a_restricted_view_proposes_only_what_is_kept(
+def test_beam_search_of_a_filtered_view_proposes_only_what_passes(
     model: LlamaForCausalLM,
 ) -> None:
     live = some_semantic_ids(100)
     view = view_of(live)
     [everything] = search(model, [PROMPTS[0]], [view], beam_width=100)
-    watched = SPACE.pack(np.array([candidate.semantic_id for candidate in everything[:30]]))
-    unwatched = view.restricted(~np.isin(view.keys_N, watched))
+    watched = Filters(excluded_video_ids=[candidate.video_id for candidate in everything[:30]])
+    unwatched = view.filtered(watched)
     [candidates] = search(model, [PROMPTS[0]], [unwatched], beam_width=100)
     assert_same(candidates, [(one.semantic_id, one.log_prob) for one in everything[30:]])
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from models.semantic_id import SemanticId, SemanticIdSpace
 from models.trie import LiveTrie, TrieView
+from models.trie_filters import Filters
 
 SPACES = [
     SemanticIdSpace(codebook_version=1, codebook_sizes=(3, 2), disambiguation_size=2),
@@ -94,6 +95,39 @@ def test_trie_after_any_writes_equals_a_dict_and_a_filter(
     kept_rows = [row for row, kept in zip(sorted(rows), keep, strict=True) if kept]
     assert_is_exactly(trie.view.restricted(np.array(keep, dtype=np.bool_)), kept_rows)
     assert_is_exactly(trie.view, rows)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 6) | st.none(),
+    st.lists(st.sampled_from([*VIDEO_IDS, "nobody"]), max_size=4),
+    st.lists(st.sampled_from(["", "a", "b", "nobody"]), max_size=2),
+    st.lists(st.sampled_from(["", "en", "de", "nobody"]), max_size=2),
+)
+def test_filtered_view_holds_exactly_what_passes(
+    after_ms: int | None, video_ids: list[str], channels: list[str], languages: list[str]
+) -> None:
+    rows = [
+        (video_id, number, "ab"[number % 2], ["", "en", "de"][number % 3])
+        for number, video_id in enumerate(VIDEO_IDS)
+    ]
+    trie = LiveTrie(SPACES[0])
+    semantic_ids = [(number // 2, number % 2, 0) for number in range(len(rows))]
+    ids, times_ms, of_channels, in_languages = zip(*rows, strict=True)
+    trie.insert_many(semantic_ids, ids, times_ms, channels=of_channels, languages=in_languages)
+    view = trie.view.filtered(Filters(after_ms, video_ids, channels, languages))
+    passing = [
+        (semantic_id, row[0], row[1])
+        for semantic_id, row in zip(semantic_ids, rows, strict=True)
+        if (after_ms is None or row[1] >= after_ms)
+        and row[0] not in video_ids
+        and row[2] not in channels
+        and (not languages or (row[3] != "" and row[3] in languages))
+    ]
+    assert_is_exactly(view, passing)
+    assert view.some_video_ids(len(rows)) == [video_id for _, video_id, _ in passing]
+    for video_id in [*VIDEO_IDS, "nobody"]:
+        assert view.allows(video_id) == any(video_id == one for _, one, _ in passing)
 
 
 def test_insert_of_a_known_video_retires_its_old_semantic_id() -> None:

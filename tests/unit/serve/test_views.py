@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from infra.clock import now_ms
+from models.trie_filters import Filters
 from serve.follower import Record
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.events import SemanticIdAssigned, to_json
@@ -63,7 +64,8 @@ def watched(histories: HistoryView, user_id: str = "u") -> list[str]:
 
 
 def in_trie(catalogue: CatalogueView) -> set[str]:
-    return set(catalogue.trie.view.video_ids_N)
+    view = catalogue.trie.view
+    return set(view.some_video_ids(len(view)))
 
 
 def test_catalogue_takes_assigned_videos_and_drops_removed_ones(
@@ -114,8 +116,9 @@ def test_catalogue_moves_an_edited_video_to_its_new_semantic_id_and_channel(
     edited = assigned(1, channel="new").model_copy(update={"video_id": "v-0"})
     catalogue.take([record_of(edited)])
     assert catalogue.trie.semantic_id_of("v-0") == edited.semantic_id
-    assert catalogue.of_channels(["old"]) == set()
-    assert catalogue.of_channels(["new", "nobody"]) == {"v-0"}
+    for channel, allowed in (("old", True), ("new", False)):
+        view = catalogue.trie.view.filtered(Filters(excluded_channels=[channel]))
+        assert view.allows("v-0") == allowed
 
 
 def test_catalogue_passes_over_another_codebook(catalogue: CatalogueView) -> None:
