@@ -5,7 +5,17 @@ from __future__ import annotations
 import hmac
 from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response, params
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Path,
+    Query,
+    Request,
+    Response,
+    params,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
@@ -29,8 +39,12 @@ T = TypeVar("T")
 VideoId = Annotated[str, Path(min_length=1, max_length=256)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": f"The body is longer than {MAX_BODY_BYTES} bytes."},
-    429: {"description": "Too many requests wait; Retry-After says in how many seconds to come back."},
-    503: {"description": "No replica answers now; Retry-After says in how many seconds to come back."},
+    429: {
+        "description": "Too many requests wait; Retry-After says in how many seconds to come back."
+    },
+    503: {
+        "description": "No replica answers now; Retry-After says in how many seconds to come back."
+    },
 }
 NOT_LIVE: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such video is live: never uploaded, not assigned yet, or removed."}
@@ -146,7 +160,9 @@ def _operations(backend: Backend) -> APIRouter:
 
 def _live(answer: T | None, video_id: str) -> T:
     if answer is None:
-        raise HTTPException(404, f"video {video_id!r} is not live; GET /v1/videos/ID says how far it has come")
+        raise HTTPException(
+            404, f"video {video_id!r} is not live; GET /v1/videos/ID says how far it has come"
+        )
     return answer
 
 

@@ -23,9 +23,7 @@ HOUR_MS = 3_600_000
 class Asking:
     """Knows the viewers, as far as the caller does not."""
 
-    def __init__(
-        self, histories: HistoryView, clock: EventClock, settings: ServeSettings
-    ) -> None:
+    def __init__(self, histories: HistoryView, clock: EventClock, settings: ServeSettings) -> None:
         self._histories, self._clock, self._settings = histories, clock, settings
 
     def viewer(self, who: WhoAsks) -> KnownViewer:
@@ -56,7 +54,9 @@ class Asking:
         if asked.fresh is not None:
             return FreshLane(self._since(asked.fresh.max_age_h), asked.fresh.min_share)
         if arm == LRM_FRESH:
-            return FreshLane(self._since(self._settings.fresh_max_age_h), self._settings.fresh_share)
+            return FreshLane(
+                self._since(self._settings.fresh_max_age_h), self._settings.fresh_share
+            )
         return None
 
     def _since(self, max_age_h: float) -> int:

@@ -37,8 +37,8 @@ class BodyLimits:
             await JSONResponse({"detail": detail}, 413)(scope, receive, send)
             return
         if depth_of(body) > self._max_depth:
-            detail = [{"field": "", "message": f"JSON may be nested {self._max_depth} deep at most"}]
-            await JSONResponse({"detail": detail}, 422)(scope, receive, send)
+            wrong = {"field": "", "message": f"JSON may be nested {self._max_depth} deep at most"}
+            await JSONResponse({"detail": [wrong]}, 422)(scope, receive, send)
             return
         handed_on = False
 

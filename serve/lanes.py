@@ -45,8 +45,8 @@ def merged(
 ) -> list[Pick]:
     """Return up to k picks, `places` of them new where so many are known, each video once.
 
-    New videos that stand among the first k by themselves count; only what is missing comes from the lane, spread evenly,
-    and the last of the others give way. Where the lane has too few, the others keep the places.
+    New videos that stand among the first k by themselves count; only what is missing comes from the lane, spread
+    evenly, and the last of the others give way. Where the lane has too few, the others keep the places.
 
     Args:
         main: best first, of any age.

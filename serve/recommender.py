@@ -225,7 +225,7 @@ class Recommender:
     def _fillers(self, answering: Answering, shown: set[str]) -> list[Pick]:
         """Return picks for the places that are left; `shown` are those that have one."""
         wanted = answering.asked.k - len(shown)
-        picks = []
+        picks: list[Pick] = []
         for video_id, source in self._filler_ids(answering, wanted):
             if len(picks) == wanted:
                 break

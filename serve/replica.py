@@ -29,7 +29,7 @@ from serve.asking import Asking
 from serve.candidates import CandidateRanker
 from serve.co_watches import CoWatches
 from serve.explaining import Explainer
-from serve.follower import Follower, Offsets, Record, read_events, refuse
+from serve.follower import Follower, Offsets, Record, read_events
 from serve.model_slots import ModelSlots
 from serve.neighbours import Neighbours
 from serve.recommender import Recommender

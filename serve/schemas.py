@@ -199,7 +199,9 @@ class VideoState(_Answered):
     learned_time_ms: int | None = Field(
         None, description="when an LRM that had read its text was promoted"
     )
-    learned_model_version: int | None = Field(None, description="the first such LRM, as far as known")
+    learned_model_version: int | None = Field(
+        None, description="the first such LRM, as far as known"
+    )
     servable_time_ms: int | None = Field(None, description="the first replica could recommend it")
     first_shown_time_ms: int | None = Field(None, description="its first impression was logged")
     first_shown_model_version: int | None = None

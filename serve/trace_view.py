@@ -1,7 +1,8 @@
 """How far each video has come, and when: what `GET /v1/videos/{id}` tells beyond the catalogue.
 
-A view of `video.servable`, `serving.impressions`, `model.checkpoints` and the offsets of `video.semantic_ids`. It settles
-to one state however often records are read; what those topics no longer hold, nobody knows. Knows nothing of HTTP.
+A view of `video.servable`, `serving.impressions`, `model.checkpoints` and the offsets of `video.semantic_ids`. It
+settles to one state however often records are read; what those topics no longer hold, nobody knows. Knows nothing of
+HTTP.
 """
 
 from __future__ import annotations

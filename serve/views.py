@@ -186,7 +186,7 @@ class HistoryView:
             return KnownViewer(history.user, tuple(history.entries))
 
     def most_watched(self) -> Sequence[str]:
-        """Return the most watched videos, as far as the histories tell, removed ones among them; seconds old at most."""
+        """Return the most watched videos, as far as the histories tell, removed ones included; seconds old."""
         with self._lock:
             return self._most_watched.get(self._views)
 
