@@ -67,6 +67,7 @@ pytestmark = pytest.mark.integration
 RUN = "from infra.settings import load_settings; from serve.app import run; run(load_settings())"
 START_S, REACT_S = 240, 60
 NUM_VIDEOS = 30
+REMOVED_WITHIN_S = 5
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -317,6 +318,125 @@ def test_answers_are_logged_as_impressions(serving: Endpoint) -> None:
     (shown,) = logged()
     assert (shown.user_id, shown.surface, shown.arm) == ("viewer", "shorts", "lrm")
     assert [item.video_id for item in shown.items] == [item["video_id"] for item in answer["items"]]
+
+
+def test_candidates_are_ranked_and_those_that_are_not_live_come_last(serving: Endpoint) -> None:
+    candidates = ["v-9", "never uploaded", "v-7", "v-10", "v-9"]
+    response = serving.http.post(
+        "/v1/rank", json={"user_id": "viewer", "surface": "shorts", "candidates": candidates}
+    )
+    ranked = response.json()
+    assert ranked["scored_by"] == "lrm"
+    assert ranked["model_version"] == serving.status()["model_version"]
+    scores = [item["score"] for item in ranked["items"] if item["live"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 2
+    assert [item["video_id"] for item in ranked["items"][2:]] == ["never uploaded", "v-7"]
+
+
+def test_explanation_is_of_evidence_where_the_model_writes_no_english(serving: Endpoint) -> None:
+    asked = {"user_id": "viewer", "video_id": "v-9"}
+    answer = serving.http.post("/v1/explanations", json=asked).json()
+    assert (answer["video_id"], answer["source"]) == ("v-9", "template")
+    assert answer["text"].endswith(".")
+    asked["video_id"] = "v-7"  # removed
+    assert serving.http.post("/v1/explanations", json=asked).status_code == 404
+
+
+def test_trace_tells_when_a_video_did_what(serving: Endpoint) -> None:
+    promoted = serving.checkpoint(5).model_copy(
+        update={"next_semantic_id_offsets": {0: 1_000, 1: 1_000}}
+    )
+    serving.promote(promoted)
+    serving.until(lambda: "v-50" in serving.ids(k=100), "the new video in an answer")
+
+    def trace() -> dict[str, Any]:
+        found: dict[str, Any] = serving.http.get("/v1/videos/v-50").json()
+        return found
+
+    serving.until(lambda: bool(trace()["first_shown_time_ms"]), "the first impression's log")
+    serving.until(lambda: trace()["learned_model_version"] == 5, "the model that read its text")
+    found = trace()
+    assert found["upload_append_time_ms"] <= found["servable_time_ms"]
+    assert found["servable_time_ms"] <= found["first_shown_time_ms"]
+
+
+def test_removed_video_is_out_of_everything_within_seconds_while_requests_run(
+    serving: Endpoint,
+) -> None:
+    serving.publish(WATCHES, "fan", watch("fan", "v-11", minute=5))
+    asks: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/recommendations", {"k": 100}),
+        (
+            "POST",
+            "/v1/recommendations",
+            {"k": 100, "user_id": "fan", "exclude": {"watched": False}},
+        ),
+        ("POST", "/v1/recommendations", {"k": 5, "context_video_id": "v-12"}),
+        ("POST", "/v1/rank", {"candidates": ["v-11", "v-12"]}),
+        ("GET", "/v1/videos/v-12/related?k=100", {}),
+    ]
+    answers: list[tuple[float, str, str]] = []
+    stopping = threading.Event()
+
+    def ask_on(method: str, path: str, body: dict[str, Any]) -> None:
+        with httpx.Client(base_url=serving.http.base_url, timeout=REACT_S) as http:
+            while not stopping.is_set():
+                begun = time.monotonic()
+                response = http.request(method, path, json=body if method == "POST" else None)
+                if response.status_code != 429:
+                    assert response.status_code == 200, response.text
+                    answers.append((begun, path, _shown_in(response.json())))
+
+    askers = [threading.Thread(target=ask_on, args=ask) for ask in asks]
+    for asker in askers:
+        asker.start()
+    try:
+        for path in {path for _, path, _ in asks}:
+            serving.until(
+                lambda path=path: any(
+                    where == path and "v-11," in ids for _, where, ids in answers
+                ),  # type: ignore[misc]
+                f"the video in an answer of {path}",
+            )
+        removed = time.monotonic()
+        serving.publish(SEMANTIC_IDS, semantic_id_key("v-11", 1), None)
+        time.sleep(REMOVED_WITHIN_S + 2)
+    finally:
+        stopping.set()
+        for asker in askers:
+            asker.join()
+    late = [answer for answer in answers if answer[0] > removed + REMOVED_WITHIN_S]
+    assert {path for _, path, _ in late} == {path for _, path, _ in asks}
+    assert [answer for answer in late if "v-11," in answer[2]] == []
+    assert serving.http.get("/v1/videos/v-11/related").status_code == 404
+
+
+def _shown_in(answer: dict[str, Any]) -> str:
+    """Which live videos an answer names."""
+    return "".join(f"{item['video_id']}," for item in answer["items"] if item.get("live", True))
+
+
+def test_no_request_that_the_openapi_document_allows_or_forbids_is_a_server_error(
+    serving: Endpoint,
+) -> None:
+    ran = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            "run",
+            f"{serving.http.base_url}/openapi.json",
+            "--checks=not_a_server_error,status_code_conformance,response_schema_conformance",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=15",
+            "--seed=0",
+            "--suppress-health-check=all",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
 
 
 async def test_overload_is_shed_with_a_time_to_come_back(serving: Endpoint) -> None:
