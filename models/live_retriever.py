@@ -44,10 +44,10 @@ class _FixedItems(NextItemModel):
 
 @dataclass(frozen=True, eq=False)
 class LiveRetriever:
-    """Ranks one catalogue, by id; made by `live_retriever` and `with_items`, any number of threads may ask it.
+    """Ranks one catalogue, by id; made by `live_retriever` and `with_items`, and any number of threads may ask it.
 
     Attributes:
-        model: its weights; of its own catalogue nothing is used.
+        model: its weights; it has no catalogue of its own.
         item_ids: ascending.
         vectors_ND: their vectors.
     """
@@ -111,8 +111,9 @@ class LiveRetriever:
 
 
 def live_retriever(retriever: Retriever) -> LiveRetriever:
-    """Return a retriever with these weights and no items yet."""
+    """Return a retriever of the same weights and items; the one at hand is emptied."""
     model = retriever.model
-    nothing = ItemContents([], model.content_NC[:0], model.cluster_N[:0])
-    model.set_items(nothing)  # what it was trained on is as old as its checkpoint
-    return LiveRetriever(model, (), torch.empty(0, model.config.size))
+    contents = ItemContents(retriever.item_ids, model.content_NC, model.cluster_N)
+    retriever.set_items(ItemContents([], model.content_NC[:0], model.cluster_N[:0]))
+    nothing = LiveRetriever(model, (), torch.empty(0, model.config.size))
+    return nothing.with_items(contents.item_ids, contents)

@@ -13,7 +13,8 @@ from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import TrieView
 from models.trie_filters import Filters
-from serve.model_slot import ModelBundle, ModelSlot
+from serve.model_bundles import ModelBundle
+from serve.model_slots import ModelSlots
 from serve.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem
 from serve.views import CatalogueView, EventClock, HistoryView, KnownViewer
 from streams.events import ImpressionItem, ImpressionsShown
@@ -30,7 +31,7 @@ class Recommender:
         self,
         catalogue: CatalogueView,
         histories: HistoryView,
-        models: ModelSlot,
+        models: ModelSlots,
         clock: EventClock,
         *,
         beam_width: int,
@@ -51,7 +52,7 @@ class Recommender:
         An unknown user, or one without a history, is "User: unknown" to the model. A context video that is not live
         (just uploaded, or just removed) is left out of the prompt.
         """
-        bundle, view = self._models.current, self._catalogue.trie.view
+        bundle, view = self._models.lrm, self._catalogue.trie.view
         request = self._request(asked)
         items = self._modelled(bundle, request, view, asked.k) if bundle else []
         if len(items) < asked.k:
@@ -93,7 +94,7 @@ class Recommender:
     ) -> list[RecommendedItem]:
         with self._searching:
             found = recommend(
-                bundle.lrm,
+                bundle.for_surface(request.ask.surface),
                 [request],
                 view,
                 self._catalogue.catalogue.videos,

@@ -1,9 +1,9 @@
-"""One replica, put together: views that follow the topics, a model slot, a recommender; knows nothing of Ray and HTTP.
+"""One replica, put together: views that follow the topics, the models, a recommender; knows nothing of Ray and HTTP.
 
 thread       follows                              feeds
 catalogue    video.semantic_ids                   the trie, and what is known of each video
 histories    user.histories, watch.events         the viewers' histories
-checkpoints  model.checkpoints                    the model slot, which loads in this thread
+checkpoints  model.checkpoints                    the model slots, which load in this thread
 reports      a queue                              serving.impressions, serving.swaps, video.servable
 """
 
@@ -24,7 +24,7 @@ from infra.storage import ObjectStore
 from models.codebook import current_manifest
 from models.semantic_id import format_semantic_id
 from serve.follower import Follower, Offsets, Record, read_events, refuse
-from serve.model_slot import ModelSlot
+from serve.model_slots import ModelSlots
 from serve.recommender import Recommender
 from serve.reports import Reports
 from serve.schemas import (
@@ -36,7 +36,6 @@ from serve.schemas import (
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.codec import decode
 from streams.events import (
-    LRM_MODEL_NAME,
     CheckpointPromoted,
     ImpressionsShown,
     SemanticIdAssigned,
@@ -120,7 +119,7 @@ class Replica:
             length=settings.watches.history_length,
             future_slack_s=settings.watches.future_slack_s,
         )
-        self._models = ModelSlot(
+        self._models = ModelSlots(
             store,
             self._catalogue,
             replica=name,
@@ -166,7 +165,7 @@ class Replica:
     def _take_pointers(self, records: Sequence[Record]) -> None:
         pointers = []
         for record in records:
-            if record.key != LRM_MODEL_NAME.encode() or record.value is None:
+            if record.value is None:
                 continue
             try:
                 pointers.append(decode(CheckpointPromoted, record.value))
@@ -208,7 +207,7 @@ class Replica:
 
     def status(self) -> ReplicaStatus:
         """Return what this replica holds now."""
-        current, previous = self._models.current, self._models.previous
+        current, previous = self._models.lrm, self._models.previous_lrm
         done = {"model": current is not None} | {
             name: self._followers[name].caught_up.is_set() for name in ("catalogue", "histories")
         }

@@ -64,6 +64,8 @@ class CatalogueView:
         """Start empty; `on_live` is called for each video right after the trie took it, again when it changed."""
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
+        self.changes = 0
+        """How often a video came, changed or went: the same number, the same catalogue."""
         self._clock, self._on_live = clock, on_live
 
     def take(self, records: Sequence[Record]) -> None:
@@ -80,6 +82,7 @@ class CatalogueView:
                     self._clock.advance(change.current.upload_time_ms)
                 changed[change.video_id] = change.current
         if changed:
+            self.changes += len(changed)
             self._write_trie(changed)
             metrics.LIVE_VIDEOS.set(len(self.trie.view))
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.live_retriever import LiveRetriever, live_retriever
+from models.live_retriever import live_retriever
 from models.retriever import Retriever, build_retriever
 from models.two_tower import ITEM_TOWERS, ItemContents, ItemTower, TwoTowerConfig
 
@@ -91,6 +91,10 @@ def test_retriever_in_use_stays_as_it_was_when_another_takes_its_place() -> None
 
 
 def test_item_of_which_nothing_was_said_is_refused() -> None:
-    empty: LiveRetriever = live_retriever(trained("hash"))
     with pytest.raises(KeyError, match="a"):
-        empty.with_items(["a"], contents([]))
+        live_retriever(trained("hash")).with_items(["a"], contents([]))
+
+
+def test_retriever_starts_with_the_items_that_it_was_trained_on() -> None:
+    [found] = live_retriever(trained("cluster")).rank([[]], top_k=5)
+    assert found == ["old"]
