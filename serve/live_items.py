@@ -85,6 +85,11 @@ class LiveItems:
         return found, KnownItems(at_change, videos)
 
 
+def has_content(video: SemanticIdAssigned) -> bool:
+    """Return whether an item tower can be told anything of a video; those of early codebooks have nothing."""
+    return bool(video.embedding_f16) and video.cluster_id is not None
+
+
 def _contents(retriever: LiveRetriever, videos: Iterable[SemanticIdAssigned]) -> ItemContents:
     """Return what the item tower is told of some videos; those of which it can be told nothing are left out."""
     config, dim = retriever.model.config, retriever.model.content_NC.shape[1]

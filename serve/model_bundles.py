@@ -22,7 +22,7 @@ from models.live_retriever import LiveRetriever, live_retriever
 from models.lrm import Lrm, load_lrm
 from models.retriever import load_retriever
 from models.semantic_id import SemanticIdSpace
-from serve.live_items import KnownItems, LiveItems
+from serve.live_items import KnownItems, LiveItems, has_content
 from serve.model_slot import CheckpointFiles
 from serve.model_trial import Trial, check_ranking
 from streams.events import CheckpointPromoted
@@ -132,6 +132,11 @@ def retriever_loader(
         check_ranking(of_training)
         live, known = items.brought_up_to_date(of_training, KnownItems())
         check_ranking(live)
+        if not len(live) and any(map(has_content, known.videos.values())):
+            raise VersionMismatchError(
+                f"checkpoint {promoted.path} can rank none of {len(known.videos)} live videos: their content vectors "
+                "are of another dimension, or their clusters of another number"
+            )
         return RetrieverBundle(live, promoted.model_version, promoted.sha256, known)
 
     return load
