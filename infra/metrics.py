@@ -120,7 +120,9 @@ REQUEST_SECONDS = Histogram(
     ["route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-SWAPS = Counter("freshet_serving_swaps_total", "Checkpoint swaps, by outcome.", ["outcome"])
+SWAPS = Counter(
+    "freshet_serving_swaps_total", "Checkpoint swaps, by model and outcome.", ["model", "outcome"]
+)
 LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
 IMPRESSIONS = Counter(
     "freshet_freshness_impressions_total",

@@ -84,6 +84,8 @@ class CatalogueView:
         """
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
+        self.changes = 0
+        """How often a video came, changed or went: the same number, the same catalogue."""
         self._clock, self._on_live, self._on_change = clock, on_live, on_change
 
     def take(self, records: Sequence[Record]) -> None:
@@ -101,6 +103,7 @@ class CatalogueView:
                 if change.current is not None:
                     self._clock.advance(change.current.upload_time_ms)
         if changed:
+            self.changes += len(changed)
             self._write_trie(changed)
             metrics.LIVE_VIDEOS.set(len(self.trie.view))
 

@@ -9,7 +9,7 @@ import pytest
 
 from infra.storage import ObjectStore
 from models.recommend import recommend
-from serve.model_slot import ModelSlot
+from serve.model_slots import ModelSlots
 from serve.recommender import Recommender
 from serve.schemas import RecommendationRequest, RecommendationResponse
 from serve.views import CatalogueView, EventClock, HistoryView
@@ -34,7 +34,7 @@ class Endpoint:
 
     catalogue: CatalogueView
     histories: HistoryView
-    models: ModelSlot
+    models: ModelSlots
     recommender: Recommender
     shown: list[ImpressionsShown] = field(default_factory=list)
 
@@ -63,7 +63,7 @@ def cold(store_root: Path) -> Endpoint:
             for number in range(NUM_VIDEOS)
         ]
     )
-    models = ModelSlot(
+    models = ModelSlots(
         ObjectStore(str(store_root)), catalogue, replica="r", cache=store_root, beam_width=10
     )
     shown: list[ImpressionsShown] = []
@@ -83,7 +83,7 @@ def cold(store_root: Path) -> Endpoint:
 @pytest.fixture
 def endpoint(cold: Endpoint, store_root: Path) -> Endpoint:
     """With a model."""
-    cold.models.swap(save_checkpoint(store_root, 1))
+    cold.models.follow([save_checkpoint(store_root, 1)])
     return cold
 
 
