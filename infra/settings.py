@@ -191,6 +191,36 @@ class ServeSettings(_Group):
     log_impressions: bool = Field(True, description="log impressions to serving.impressions")
 
 
+TableRoute = Literal["no_user", "watch_next_head"]
+
+
+class TableSettings(_Group):
+    """The offline table: what to watch after each head video, computed ahead."""
+
+    head: int = Field(
+        10_000, ge=1, description="videos that have a row: the most viewed of the last 7 days"
+    )
+    related: int = Field(50, ge=1, le=1_000, description="videos in a row")
+    interval_h: float = Field(24.0, gt=0, description="hours between two builds")
+    first_build_s: float = Field(
+        1_800.0,
+        ge=0,
+        description="seconds from a start until the first table is built, where there is none yet",
+    )
+    kept_overlap: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="rows whose prompt is as before are kept while a sample of them, computed anew, has at least this "
+        "share of its first 10 in common; below it all rows are built again",
+    )
+    route: tuple[TableRoute, ...] = Field(
+        ("no_user",),
+        description="requests that the table answers (JSON list): no_user: nothing known of the viewer, a context "
+        "video that has a row; watch_next_head: whoever watches one; [] sends none there",
+    )
+
+
 class RaySettings(_Group):
     """The Ray cluster."""
 
@@ -210,6 +240,9 @@ class MetricsSettings(_Group):
     )
     training_port: int = Field(
         0, ge=0, description="port of the training loop's /metrics; 0 is off"
+    )
+    table_port: int = Field(
+        0, ge=0, description="port of the offline table's builder's /metrics; 0 is off"
     )
 
 
@@ -264,6 +297,7 @@ class Settings(_Group):
     watches: WatchSettings = WatchSettings()
     training: TrainingSettings = TrainingSettings()
     serve: ServeSettings = ServeSettings()
+    table: TableSettings = TableSettings()
     ray: RaySettings = RaySettings()
     metrics: MetricsSettings = MetricsSettings()
     qdrant: QdrantSettings = QdrantSettings()
