@@ -1,4 +1,4 @@
-"""What to watch after a video, whoever watches: the searches behind the offline table; knows nothing of topics and Ray."""
+"""What to watch after a video, whoever watches: the searches behind the offline table; knows no topics and no Ray."""
 
 from __future__ import annotations
 

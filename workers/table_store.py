@@ -4,7 +4,7 @@
         table.safetensors     the rows
         table.json            what they are of; written last: a folder without it is no table, and is collected
 
-Publishing is (1) the rows, (2) table.json, (3) the announcement in model.checkpoints. Knows nothing of what is in a row.
+Publishing is (1) the rows, (2) table.json, (3) the announcement in model.checkpoints. Knows nothing of rows.
 """
 
 from __future__ import annotations
