@@ -19,6 +19,7 @@ from infra.errors import ConfigError, FreshetError
 from infra.settings import Settings, load_settings, with_values
 from workers.operations import dead_letters, sids
 from workers.shard_operations import shards, users
+from workers.table_operations import table
 
 app = typer.Typer(
     name="freshet",
@@ -37,6 +38,7 @@ app.add_typer(sids, name="sids")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(shards, name="shards")
 app.add_typer(users, name="users")
+app.add_typer(table, name="table")
 
 Share = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Share of all watches that is the earlier part.")

@@ -145,6 +145,9 @@ MODEL_VERSION = Gauge(
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."
 )
+TABLE_BUILDS = Counter(
+    "freshet_table_builds_total", "Builds of the offline table, by outcome.", ["outcome"]
+)
 LAST_SUCCESS = Gauge(
     "freshet_last_success_timestamp_seconds", "When a stage last succeeded.", ["stage"]
 )

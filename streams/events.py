@@ -17,6 +17,8 @@ LRM_MODEL_NAME = "lrm"
 """`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
 TWO_TOWER_CLUSTER, TWO_TOWER_HASH = "two_tower_cluster", "two_tower_hash"
 """The two-tower with trainable cluster ids, and its twin on hashed ids."""
+TABLE_MODEL_NAME = "table"
+"""The offline table: not a model, but announced, swapped and rolled back as one."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")

@@ -25,6 +25,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "freshness": ("worker", "freshness"),
     "serve": ("serve",),
     "train": ("train",),
+    "table": ("table", "run"),
 }
 
 

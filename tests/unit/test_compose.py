@@ -47,7 +47,10 @@ def test_every_freshet_command_is_one_that_the_command_line_has(name: str) -> No
 def test_every_process_has_a_service() -> None:
     started = {" ".join(service["command"]) for service in OURS.values()}
     processes = {f"worker {name}" for name in command_line.tree().commands["worker"].commands}
-    assert processes | {"train", "serve", "topics create", "bootstrap --if-missing"} <= started
+    assert (
+        processes | {"train", "serve", "table run", "topics create", "bootstrap --if-missing"}
+        <= started
+    )
 
 
 def test_only_the_worker_that_keeps_qdrant_in_step_waits_for_it() -> None:
@@ -141,5 +144,6 @@ def test_prometheus_scrapes_every_process_where_it_listens() -> None:
         "watches:9100",
         "freshness:9100",
         "train:9100",
+        "table:9100",
         "ray-head:8000",
     } <= targets
