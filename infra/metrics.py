@@ -147,6 +147,10 @@ IMPRESSIONS_LOST = Counter(
 )
 TABLE_BUILDS = Counter(
     "freshet_table_builds_total", "Builds of the offline table, by outcome.", ["outcome"]
+NEIGHBOURS = Counter(
+    "freshet_serving_neighbours_total",
+    "Questions to the catalogue for neighbours, by outcome: answered, failed, or not_asked after a failure.",
+    ["outcome"],
 )
 LAST_SUCCESS = Gauge(
     "freshet_last_success_timestamp_seconds", "When a stage last succeeded.", ["stage"]
