@@ -196,11 +196,15 @@ class ServeSettings(_Group):
         description="share of an answer's places that the arm lrm_fresh fills with new videos",
     )
     fresh_max_age_h: float = Field(
-        24.0, gt=0, description="hours since upload, on the events' clock, up to which these are new"
+        24.0,
+        gt=0,
+        description="hours since upload, on the events' clock, up to which these are new",
     )
     batch_max: int = Field(8, ge=1, description="requests that are searched for together")
     waiting_max: int = Field(
-        16, ge=1, description="requests that wait for a search; what is beyond is answered without the LRM"
+        16,
+        ge=1,
+        description="requests that wait for a search; what is beyond is answered without the LRM",
     )
 
 

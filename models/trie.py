@@ -176,9 +176,7 @@ class TrieView:
 
     def _ranges(self, state: State, prefixes_W: Int64s, level: int) -> Int64s:
         ranges_W4 = np.empty((len(prefixes_W), 4), np.int64)
-        ranges(
-            state.base.segment, state.overlay.segment, prefixes_W, self._below[level], ranges_W4
-        )
+        ranges(state.base.segment, state.overlay.segment, prefixes_W, self._below[level], ranges_W4)
         return ranges_W4
 
     def _seen(self) -> tuple[State, Sieve]:

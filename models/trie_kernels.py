@@ -336,9 +336,7 @@ def best_children(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _span_of(
-    segment: Segment, at: int, end: int, first_key: int, last_key: int
-) -> tuple[int, int]:
+def _span_of(segment: Segment, at: int, end: int, first_key: int, last_key: int) -> tuple[int, int]:
     if at == end:
         return at, at
     return _first_at_least(segment, first_key), _end_of(segment, last_key)

@@ -14,7 +14,8 @@ from models.ranking import rank
 from models.recommend import Request
 from models.trie import LiveTrie, TrieView
 from serve.asking import Asking
-from serve.model_slots import ModelBundle, ModelSlots
+from serve.model_bundles import ModelBundle
+from serve.model_slots import ModelSlots
 from serve.recommender import Search
 from serve.schemas import RankedItem, RankRequest, RankResponse
 from serve.views import CatalogueView, HistoryView

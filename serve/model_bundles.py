@@ -11,7 +11,7 @@ Nothing is kept between requests that depends on a model (no prefix cache), so n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Protocol
 from infra.errors import VersionMismatchError
 from models.live_retriever import LiveRetriever, live_retriever
 from models.lrm import Lrm, load_lrm
+from models.offline_table import OfflineTable
 from models.retriever import load_retriever
 from models.semantic_id import SemanticIdSpace
 from serve.live_items import KnownItems, LiveItems, has_content
@@ -74,24 +75,17 @@ class RetrieverBundle:
     known: KnownItems
 
 
-class Table(Protocol):
-    """What is asked of an offline table."""
-
-    def lookup(self, video_id: str) -> Sequence[tuple[str, float]] | None:
-        """Return (video_id, log_prob) of what to watch after a video, best first; None for one that has no row."""
-
-
 class LoadTable(Protocol):
     """Loads a table out of a folder; raises VersionMismatchError for one that is not what it claims to be."""
 
-    def __call__(self, directory: Path, *, sha256: str, codebook_version: int) -> Table: ...  # noqa: D102
+    def __call__(self, directory: Path, *, sha256: str, codebook_version: int) -> OfflineTable: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class TableBundle:
     """An offline table; immutable."""
 
-    table: Table
+    table: OfflineTable
     model_version: int
     sha256: str
 

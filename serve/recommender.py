@@ -13,7 +13,7 @@ Whatever the source, nothing is shown that is not live or that the request exclu
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from infra import metrics
 from infra.errors import Overloaded
 from infra.settings import Settings
 from models.beam_search import Candidate
+from models.live_retriever import LiveRetriever
 from models.lrm import Lrm
 from models.prompts import Videos
 from models.recommend import Request
@@ -37,13 +38,14 @@ from serve.schemas import (
     RelatedResponse,
     Source,
 )
-from serve.table_answers import routes_to_table
+from serve.table_answers import TableAnswers, routes_to_table
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.arms import LRM, LRM_FRESH, arm_of
 from streams.events import ImpressionItem, ImpressionsShown
 
 TABLE_ARM = "table"
 """Of answers that no arm gave: the related videos, the same for everybody."""
+OVER_ASKED = 4
 OnShown = Callable[[ImpressionsShown], None]
 
 
@@ -100,18 +102,18 @@ class Recommender:
         self._search, self._neighbours, self._clock = search, neighbours, clock
         self._settings, self._on_shown = settings, on_shown
         self._asking = Asking(histories, clock, settings.serve)
+        self._table_answers = TableAnswers()
 
     def recommend(self, asked: RecommendationRequest) -> RecommendationResponse:
         """Return up to k live videos that the request does not exclude, best first."""
         answering = self._begin(asked)
-        return self._answer(answering, self._picks(answering))
+        return self._answer(answering, self._items(answering))
 
-    def _answer(self, answering: Answering, picks: list[Pick]) -> RecommendationResponse:
+    def _answer(self, answering: Answering, items: list[RecommendedItem]) -> RecommendationResponse:
         """Fill what is left, and say what was shown."""
         asked = answering.asked
-        if len(picks) < asked.k:
-            picks += self._fillers(answering, {pick.video_id for pick in picks})
-        items = [item for pick in picks if (item := self._item(pick)) is not None]
+        if len(items) < asked.k:
+            items += self._shown_of(self._fillers(answering, {item.video_id for item in items}))
         response = RecommendationResponse(
             request_id=uuid.uuid4().hex,
             arm=answering.arm,
@@ -145,16 +147,15 @@ class Recommender:
         view = self._catalogue.trie.view
         return Answering(asked, arm, request, lane, view, view.filtered(request.filters))
 
-    def _picks(self, answering: Answering) -> list[Pick]:
+    def _items(self, answering: Answering) -> list[RecommendedItem]:
         """Return what the arm says, or the table in its place."""
-        table = self._models.table
-        policy = self._settings.table.route
-        if table and routes_to_table(answering.asked, table.table, policy):
+        bundle, policy = self._models.table, self._settings.table.route
+        if bundle and routes_to_table(answering.asked, bundle.table, policy):
             return self._from_table(answering)
         if answering.arm not in (LRM, LRM_FRESH):
-            return self._from_two_tower(answering)
+            return self._shown_of(self._from_two_tower(answering))
         try:
-            return self._from_lrm(answering)
+            return self._shown_of(self._from_lrm(answering))
         except Overloaded:
             metrics.DEGRADED.inc()
             answering.overloaded = True
@@ -189,12 +190,13 @@ class Recommender:
         asked, lane = answering.asked, answering.lane
         watched = [watch.video_id for watch in answering.request.watches]
         history = watched or ([asked.context_video_id] if asked.context_video_id else [])
-        ranked = bundle.ranked(history)
-        main = _first(ranked, answering.allowed, asked.k, "two_tower")
+        retriever = bundle.retriever
+        main = _ranked(retriever, history, answering.allowed, asked.k, "two_tower")
         if lane is None:
             return main
         new = answering.view.filtered(within(answering.request, lane).filters)
-        return self._merged(answering, main, _first(ranked, new, asked.k, "fresh_lane"))
+        fresh = _ranked(retriever, history, new, asked.k, "fresh_lane")
+        return self._merged(answering, main, fresh)
 
     def _merged(
         self, answering: Answering, main: Sequence[Pick], fresh: Sequence[Pick]
@@ -209,18 +211,21 @@ class Recommender:
         ]
         return merged(main, fresh, is_new=is_new, k=k, places=lane.places(k))
 
-    def _from_table(self, answering: Answering) -> list[Pick]:
+    def _from_table(self, answering: Answering) -> list[RecommendedItem]:
         bundle, context = self._models.table, answering.asked.context_video_id
-        row = bundle.table.lookup(context) if bundle and context else None
-        if bundle is None or row is None:
+        if bundle is None or context is None:
             return []
-        answering.model_version = bundle.model_version
-        allowed = (
-            Pick(video_id, score, "table")
-            for video_id, score in row
-            if answering.allowed.allows(video_id)
+        items = self._table_answers.items(
+            bundle.table,
+            context,
+            k=answering.asked.k,
+            videos=self._catalogue.catalogue.videos,
+            allows=answering.allowed.allows,
+            now_ms=self._clock.now_ms(),
         )
-        return list(allowed)[: answering.asked.k]
+        if items:
+            answering.model_version = bundle.model_version
+        return list(items)
 
     def _fillers(self, answering: Answering, shown: set[str]) -> list[Pick]:
         """Return picks for the places that are left; `shown` are those that have one."""
@@ -244,6 +249,9 @@ class Recommender:
                 yield neighbour.video_id, "neighbours"
         for video_id in self._histories.most_watched():
             yield video_id, "popularity"
+
+    def _shown_of(self, picks: Iterable[Pick]) -> list[RecommendedItem]:
+        return [item for pick in picks if (item := self._item(pick)) is not None]
 
     def _item(self, pick: Pick) -> RecommendedItem | None:
         """Return what is shown of a video; None for one that was removed while we searched."""
@@ -284,12 +292,13 @@ class Recommender:
         )
 
 
-def _first(ranked: Sequence[str], allowed: TrieView, k: int, source: Source) -> list[Pick]:
-    """Return the first k that may be shown."""
-    picks: list[Pick] = []
-    for video_id in ranked:
-        if len(picks) == k:
-            break
-        if allowed.allows(video_id):
-            picks.append(Pick(video_id, None, source))
-    return picks
+def _ranked(
+    retriever: LiveRetriever, history: Sequence[str], allowed: TrieView, k: int, source: Source
+) -> list[Pick]:
+    """Return the k best that may be shown; asks for more where too few of them may."""
+    wanted, picks = k, list[Pick]()
+    while len(picks) < k and wanted < OVER_ASKED * len(retriever):
+        wanted *= OVER_ASKED
+        (ids,) = retriever.rank([history], top_k=wanted)
+        picks = [Pick(video_id, None, source) for video_id in ids if allowed.allows(video_id)]
+    return picks[:k]

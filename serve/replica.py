@@ -24,12 +24,13 @@ from infra.errors import FreshetError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
+from models.offline_table import load_table
 from models.semantic_id import format_semantic_id
 from serve.asking import Asking
 from serve.candidates import CandidateRanker
 from serve.co_watches import CoWatches
 from serve.explaining import Explainer
-from serve.follower import Follower, Offsets, Record, read_events
+from serve.follower import Follower, Offsets, Record, events_in, read_events
 from serve.model_slots import ModelSlots
 from serve.neighbours import Neighbours
 from serve.recommender import Recommender
@@ -52,7 +53,7 @@ from serve.servable import ServableReports
 from serve.trace_view import TraceView
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.catalogue import CatalogueChange
-from streams.events import LRM_MODEL_NAME, ImpressionsShown, ShardSealed
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ImpressionsShown, ShardSealed
 from streams.figures import read_figures
 from streams.topics import (
     CHECKPOINTS,
@@ -104,6 +105,7 @@ class Replica:
             replica=name,
             cache=settings.var_dir / "cache",
             beam_width=settings.serve.beam_width,
+            load_table=load_table,
         )
         self._search = SearchQueue(
             beam_width=settings.serve.beam_width,
@@ -234,10 +236,11 @@ class Replica:
         )
 
     def _take_pointers(self, records: Sequence[Record]) -> None:
-        for promoted in self._models.pointers(records):
+        pointers = events_in(records, CheckpointPromoted)
+        for promoted in pointers:
             if promoted.model_name == LRM_MODEL_NAME:
                 self._traces.promoted(promoted)
-        for report in self._models.follow():
+        for report in self._models.follow(pointers):
             self._reports.add(SWAPS, self._name, report)
 
     def status(self) -> ReplicaStatus:

@@ -99,6 +99,11 @@ class SearchQueue:
         return call.answers.result()
 
     @property
+    def alive(self) -> bool:
+        """Whether all searching threads live."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
     def waiting(self) -> int:
         """How many calls wait for their search to begin."""
         return len(self._waiting)

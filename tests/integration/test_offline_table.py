@@ -74,9 +74,7 @@ class Deployment:
             self.send_video(video_id, self.videos[video_id])
 
     def send_video(self, video_id: str, video: SemanticIdAssigned | None) -> None:
-        send(
-            self._client, self.settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), video
-        )
+        send(self._client, self.settings.kafka, SEMANTIC_IDS, semantic_id_key(video_id, 1), video)
         flush(self._client)
 
     def view(self, video_id: str, views: int, *, age_days: float = 0) -> None:

@@ -242,7 +242,9 @@ LARGE_SPACES = [
     ],
     ids=["none", "age", "languages", "all", "nothing passes"],
 )
-def test_walk_down_a_large_trie_equals_brute_force(space: SemanticIdSpace, filters: Filters) -> None:
+def test_walk_down_a_large_trie_equals_brute_force(
+    space: SemanticIdSpace, filters: Filters
+) -> None:
     """With spans and buckets of many entries, most in the base and some in the overlay, and a part removed."""
     rows = random_rows(space, 4000)
     trie = LiveTrie(space)
@@ -443,7 +445,11 @@ def test_searches_while_threads_insert_and_remove_find_only_what_was_live_and_pa
         rng = np.random.default_rng()
         while not done.is_set():
             gone_before, whole = set(removed), inserted - removed
-            view, prefixes, log_probs = trie.view.filtered(filters), np.zeros(1, np.int64), np.zeros(1)
+            view, prefixes, log_probs = (
+                trie.view.filtered(filters),
+                np.zeros(1, np.int64),
+                np.zeros(1),
+            )
             for level, size in enumerate(space.level_sizes):
                 scores_WK = -rng.random((len(prefixes), size)).astype(np.float32)
                 best = view.best_children(prefixes, level, log_probs, scores_WK, count=40)
