@@ -179,6 +179,14 @@ class Replica:
         if self._settings.serve.log_impressions:
             self._reports.add(IMPRESSIONS, shown.user_id, shown)
 
+    def catch_up(self, *, timeout_s: float) -> bool:
+        """Wait until all that was in the topics has been taken, the current model with it; return False if time ran out."""
+        ends = time.monotonic() + timeout_s
+        return all(
+            follower.caught_up.wait(max(0.0, ends - time.monotonic()))
+            for follower in self._followers.values()
+        )
+
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request; counted and timed."""
         started, status = time.monotonic(), "failed"

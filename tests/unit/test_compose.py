@@ -141,5 +141,5 @@ def test_prometheus_scrapes_every_process_where_it_listens() -> None:
         "watches:9100",
         "freshness:9100",
         "train:9100",
-        "ray-head:8000",
+        "serve:8000",
     } <= targets
