@@ -1,7 +1,7 @@
 """The Ray Serve app: model replicas behind a thin ingress that keeps no model; and the process that runs them.
 
-The ingress is this process itself: HTTP is answered here, and a request takes one step to a replica. Ray Serve's own way,
-a proxy and then an ingress actor, takes three, which cost more CPU time than a small model's search.
+The ingress is this process itself: HTTP is answered here, and a request takes one step to a replica. Ray Serve's own
+way, by a proxy and an ingress actor, takes three, which together cost about as much CPU time as a small model's search.
 Everything that can be said without Ray is said elsewhere: requests in `serve.recommender`, HTTP in `serve.api`.
 """
 

@@ -180,7 +180,7 @@ class Replica:
             self._reports.add(IMPRESSIONS, shown.user_id, shown)
 
     def catch_up(self, *, timeout_s: float) -> bool:
-        """Wait until all that was in the topics has been taken, the current model with it; return False if time ran out."""
+        """Wait until all that was in the topics has been taken, the current model too; return False if time ran out."""
         ends = time.monotonic() + timeout_s
         return all(
             follower.caught_up.wait(max(0.0, ends - time.monotonic()))

@@ -1,4 +1,4 @@
-"""The replicas as the ingress sees them: whoever dies with a request in hand leaves it to another, and none waits forever.
+"""The replicas as the ingress sees them: one that dies with a request in hand leaves it to another; none waits forever.
 
 what happens                          what the caller gets
 a replica dies, or cannot be reached  the answer of another, within the deadline

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from tests.bench.parts.marks import say
 
 VEGETA = "github.com/tsenart/vegeta/v12@v12.12.0"
 GO_FOLDER = "/usr/local/go/bin"  # where Go's own archive goes, which few have on their PATH
-BUILD_S, SPARE_S = 600.0, 120.0
+BUILD_S, TIMEOUT_S, SPARE_S = 600.0, 60.0, 30.0
 NANOSECONDS = 1e9
 
 
@@ -98,9 +99,18 @@ def vegeta(cache: Path) -> str:
 class Load:
     """Sends the same requests, one after the other and around again, as fast as it is told."""
 
-    def __init__(self, program: str, url: str, bodies: Sequence[bytes], folder: Path) -> None:
+    def __init__(
+        self,
+        program: str,
+        url: str,
+        bodies: Sequence[bytes],
+        folder: Path,
+        *,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         """Send these JSON bodies to `url` by POST; `folder` is for files that Vegeta reads and writes."""
         self._program, self._folder, self._runs = program, folder, 0
+        self._timeout_s = timeout_s
         self._targets = folder / "targets.json"
         lines = (
             msgspec.json.encode(
@@ -116,17 +126,17 @@ class Load:
         )
         self._targets.write_bytes(b"".join(line + b"\n" for line in lines))
 
-    def send(self, rate_per_s: float, duration_s: float, *, timeout_s: float) -> list[Answer]:
+    def send(self, rate_per_s: float, duration_s: float) -> list[Answer]:
         """Send at a rate for a time and return the answers in the order in which the requests were sent."""
-        with self.sending(rate_per_s, duration_s, timeout_s=timeout_s) as answers:
-            pass
+        with self.sending(rate_per_s, duration_s=duration_s) as (answers, process):
+            process.wait(duration_s + self._timeout_s + SPARE_S)
         return answers
 
     @contextmanager
     def sending(
-        self, rate_per_s: float, duration_s: float, *, timeout_s: float
-    ) -> Iterator[list[Answer]]:
-        """Send while the context runs; its end waits for the last answer, and only then the list is filled.
+        self, rate_per_s: float, *, duration_s: float = 0.0
+    ) -> Iterator[tuple[list[Answer], subprocess.Popen[bytes]]]:
+        """Send until the context ends (or a duration is over); the list is filled when the last answer is there.
 
         Raises:
             FreshetError: Vegeta failed.
@@ -137,13 +147,14 @@ class Load:
         process = subprocess.Popen(
             [
                 self._program, "attack", "-format=json", f"-targets={self._targets}", f"-output={results}",
-                f"-rate={round(rate_per_s * 1000)}/1000s", f"-duration={round(duration_s * 1000)}ms",
-                f"-timeout={round(timeout_s)}s", "-max-body=-1",
+                f"-rate={max(1, round(rate_per_s * 1000))}/1000s", f"-duration={round(duration_s * 1000)}ms",
+                f"-timeout={round(self._timeout_s)}s",
             ]
         )  # fmt: skip
         try:
-            yield answers
-            status = process.wait(duration_s + timeout_s + SPARE_S)
+            yield answers, process
+            process.send_signal(signal.SIGINT)  # it sends no more, and waits for the answers
+            status = process.wait(self._timeout_s + SPARE_S)
         finally:
             process.kill()
         if status:

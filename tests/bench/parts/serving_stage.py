@@ -121,11 +121,12 @@ class Checkpoints:
     """Models of one tokenizer, each with weights of its own, written into the object store."""
 
     def __init__(self, world: World, store: Path, config: LrmConfig = NANO) -> None:
-        """Train the tokenizer."""
+        """Train the tokenizer and write version 1."""
         texts = [f"{video.title} {video.channel} 100% 60s" for video in islice(world.videos, 5_000)]
         texts += ["User: unknown\nWatch history:", "\nhome:", "\nwatch_next after", "\nshorts:"]
         self.lrm: Lrm = build_lrm(texts, SPACE, config=config)
         self._store = store
+        self.first = self.write(1)
 
     def write(self, version: int) -> CheckpointPromoted:
         """Write version `version` and return its announcement."""
@@ -228,7 +229,7 @@ def serving_stage(
         create_topics(settings.kafka)
         publish_tiny_codebook(ObjectStore(settings.storage.root), SPACE)
         checkpoints = Checkpoints(world, folder / "store", config)
-        _fill(settings, world, checkpoints.write(1))
+        _fill(settings, world, checkpoints.first)
         with measured_process("freshet", ("serve",), settings, folder / "serve.log") as process:
             discovery = folder / "var" / "serve.json"
             process.wait_for(discovery.exists, timeout_s=START_S, what="endpoint")
