@@ -1,5 +1,7 @@
-"""The Ray Serve app: a thin ingress that keeps no model, and model replicas; and the process that runs it.
+"""The Ray Serve app: model replicas behind a thin ingress that keeps no model; and the process that runs them.
 
+The ingress is this process itself: HTTP is answered here, and a request takes one step to a replica. Ray Serve's own
+way, by a proxy and an ingress actor, takes three, which together cost about as much CPU time as a small model's search.
 Everything that can be said without Ray is said elsewhere: requests in `serve.recommender`, HTTP in `serve.api`.
 """
 
@@ -12,14 +14,13 @@ import os
 import signal
 import socket
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from fastapi import FastAPI
+import uvicorn
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
-from ray.serve.config import BackpressureConfig
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from infra.errors import ConfigError
 from infra.log import configure, get_logger
@@ -28,22 +29,35 @@ from infra.settings import ServeSettings, Settings
 from infra.storage import ObjectStore, write_atomically
 from models.codebook import current_manifest
 from serve.api import build_api
+from serve.replicas import DEADLINE_S, CancelOnDisconnect, Replicas
 from serve.schemas import (
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
 
 APP_NAME = "freshet"
 DISCOVERY_FILE = "serve.json"
-MAX_ONGOING = 16  # the searches take turns; what is beyond waits in the ingress
+# A replica has that many in hand: what its model can search and let wait, and those that are answered without it, which
+# must not wait behind them. What is beyond waits in the ingress; what is beyond that is refused.
+MAX_ONGOING = 64
 MAX_QUEUED = 64
-INGRESS_MAX_ONGOING = 1_000  # it must have a request in hand to refuse it
-REQUEST_TIMEOUT_S = 60.0
+CATCH_UP_S = 60.0
+HEALTH_CHECK_S = 2.0
+BACKLOG = 1_024
+KEEP_ALIVE_S = (
+    75  # longer than callers keep an idle connection, so that none sends into one that closes
+)
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # Cores are shared with other processes; the share only keeps actors on nodes that offer any.
-INGRESS_CPUS, REPLICA_CPUS = 0.01, 0.1
+REPLICA_CPUS = 0.1
 
 log = get_logger()
 
@@ -58,10 +72,28 @@ class RecommenderDeployment:
 
         name: str = ray_serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(settings, name=name)
+        # One that starts beside others is asked nothing until it knows what they know.
+        self._replica.catch_up(timeout_s=CATCH_UP_S)
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request."""
         return self._replica.recommend(request)
+
+    def rank(self, request: RankRequest) -> RankResponse:
+        """Put candidates in order."""
+        return self._replica.rank(request)
+
+    def explain(self, request: ExplanationRequest) -> ExplanationResponse | None:
+        """Say why a video is for a viewer."""
+        return self._replica.explain(request)
+
+    def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        """Say what to watch after a video."""
+        return self._replica.related(video_id, k)
+
+    def freshness(self) -> FreshnessResponse:
+        """Return the figures of the freshness worker."""
+        return self._replica.freshness()
 
     async def video(self, video_id: str) -> VideoState:
         """Say how far a video has come."""
@@ -84,72 +116,55 @@ class RecommenderDeployment:
             self._replica.close()
 
 
-class Replicas:
-    """The replicas as the ingress sees them: one that dies with a request in hand leaves it to another."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        try:
-            return await getattr(self._handle, method).remote(*arguments)
-        except RayActorError:
-            return await getattr(self._handle, method).remote(*arguments)
-
-    async def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        """Have a request answered."""
-        answer: RecommendationResponse = await self._ask("recommend", request)
-        return answer
-
-    async def video(self, video_id: str) -> VideoState:
-        """Have a replica say how far a video has come."""
-        state: VideoState = await self._ask("video", video_id)
-        return state
-
-    async def status(self) -> ReplicaStatus:
-        """Have a replica say what it holds."""
-        status: ReplicaStatus = await self._ask("status")
-        return status
-
-    async def metrics(self) -> str:
-        """Return the metrics of a replica."""
-        text: str = await self._ask("metrics")
-        return text
-
-
-class IngressDeployment:
-    """HTTP in, calls of the replicas out."""
-
-    def __init__(self, settings: Settings, replicas: DeploymentHandle) -> None:
-        configure("serve.ingress", level=settings.log.level, format=settings.log.format)
-        self._settings, self._replicas = settings, Replicas(replicas)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return what answers HTTP; Ray calls this once, in the replica of the ingress."""
-        return build_api(self._replicas, api_key=self._settings.serve.api_key.get_secret_value())
-
-
 def build_app(settings: Settings) -> ray_serve.Application:
-    """Return the application that `ray.serve.run` deploys."""
-    recommender = ray_serve.deployment(
+    """Return the application that `ray.serve.run` deploys: the replicas, which nobody reaches but by a handle."""
+    return ray_serve.deployment(
         RecommenderDeployment,
         name="recommender",
         num_replicas=settings.serve.replicas,
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_QUEUED,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": REPLICA_CPUS},
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=HEALTH_CHECK_S,
+    ).bind(settings)
+
+
+@contextmanager
+def listening(app: ASGIApp, host: str, port: int) -> Iterator[None]:
+    """Answer HTTP from a thread of this process while the context runs; then finish what was begun.
+
+    Raises:
+        ConfigError: the address is taken, or not of this machine.
+    """
+    try:
+        taken = socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}:{port}: {error}; set FRESHET_SERVE__HOST and FRESHET_SERVE__PORT"
+        ) from error
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=round(DEADLINE_S),
+        )
     )
-    ingress = ray_serve.deployment(
-        ray_serve.ingress()(IngressDeployment),
-        name="ingress",
-        max_ongoing_requests=INGRESS_MAX_ONGOING,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
-        graceful_shutdown_wait_loop_s=0.2,
-    )
-    return ingress.bind(settings, recommender.bind(settings))
+    with taken:
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [taken]}, name="http", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def run(settings: Settings) -> None:
@@ -171,16 +186,16 @@ def run(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
         try:
-            ray_serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S},
-                logging_config=QUIET,
+            ray_serve.start(proxy_location="Disabled", logging_config=QUIET)
+            replicas = ray_serve.run(
+                build_app(settings), name=APP_NAME, route_prefix=None, logging_config=QUIET
             )
-            ray_serve.run(build_app(settings), name=APP_NAME, logging_config=QUIET)
-            url = f"http://{_as_reached(host)}:{port}"
-            write_atomically(discovery, json.dumps({"url": url, "pid": os.getpid()}).encode())
-            log.info("requests_accepted", url=url)
-            stopping.wait()
+            api = build_api(Replicas(replicas), api_key=settings.serve.api_key.get_secret_value())
+            with listening(CancelOnDisconnect(api), host, port):
+                url = f"http://{_as_reached(host)}:{port}"
+                write_atomically(discovery, json.dumps({"url": url, "pid": os.getpid()}).encode())
+                log.info("requests_accepted", url=url)
+                stopping.wait()
         finally:
             discovery.unlink(missing_ok=True)
             _leave_ray_serve()
@@ -221,6 +236,9 @@ def _as_reached(host: str) -> str:
 
 
 def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as probe:
+    with socket.create_server((host, 0), family=_family(host)) as probe:
         return int(probe.getsockname()[1])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -185,6 +185,15 @@ class Replica:
         if self._settings.serve.log_impressions:
             self._reports.add(IMPRESSIONS, shown.user_id, shown)
 
+    def catch_up(self, *, timeout_s: float) -> bool:
+        """Wait until all that was in the topics has been taken, the current model too; return False if time ran out."""
+        ends = time.monotonic() + timeout_s
+        return all(
+            follower.caught_up.wait(max(0.0, ends - time.monotonic()))
+            for name, follower in self._followers.items()
+            if name != "traces"  # a week of impressions, which no answer needs
+        )
+
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request for videos."""
         return _counted("/v1/recommendations", lambda: self._recommender.recommend(request))

@@ -146,5 +146,5 @@ def test_prometheus_scrapes_every_process_where_it_listens() -> None:
         "catalogue:9100",
         "train:9100",
         "table:9100",
-        "ray-head:8000",
+        "serve:8000",
     } <= targets
