@@ -242,7 +242,9 @@ class Entries:
     def _language_numbers(self, languages: Iterable[str]) -> Array:
         new = set(languages).difference(self._languages)
         if len(self._languages) + len(new) > LANGUAGES_MAX:
-            raise ValueError(f"there are more than {LANGUAGES_MAX} languages; expected codes like 'en'")
+            raise ValueError(
+                f"there are more than {LANGUAGES_MAX} languages; expected codes like 'en'"
+            )
         return _numbers(languages, self._languages, np.uint16)
 
     def _absorbed(self, state: State, new: Segment, video_ids: Sequence[str]) -> Base:
@@ -260,7 +262,9 @@ class Entries:
 
     def _start_merge(self) -> None:
         self._merged_serial, self._removed_meanwhile = self._serial, []
-        threading.Thread(target=self._merge, args=(self.state,), name="trie-merge", daemon=True).start()
+        threading.Thread(
+            target=self._merge, args=(self.state,), name="trie-merge", daemon=True
+        ).start()
 
     def _merge(self, state: State) -> None:
         base = None
@@ -313,9 +317,7 @@ def _chosen(overlay: Overlay, chosen_N: Array) -> Overlay:
     )
 
 
-def _with_entries(
-    overlay: Overlay, new: Segment, video_ids: Sequence[str], serial: int
-) -> Overlay:
+def _with_entries(overlay: Overlay, new: Segment, video_ids: Sequence[str], serial: int) -> Overlay:
     """Return the overlay's living entries with new ones in their places."""
     overlay = _chosen(overlay, np.ones(len(overlay.serials_N), np.bool_))
     places_M = np.searchsorted(overlay.segment.keys_N, new.keys_N)

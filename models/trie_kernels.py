@@ -336,9 +336,7 @@ def best_children(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _span_of(
-    segment: Segment, at: int, end: int, first_key: int, last_key: int
-) -> tuple[int, int]:
+def _span_of(segment: Segment, at: int, end: int, first_key: int, last_key: int) -> tuple[int, int]:
     if at == end:
         return at, at
     return _first_at_least(segment, first_key), _end_of(segment, last_key)
@@ -365,6 +363,13 @@ def locate(
             and _passes(overlay, at, sieve, nothing_X)
         ):
             new_C[one] = at
+
+
+@njit(cache=True, nogil=True)
+def any_passes(base: Segment, overlay: Segment, sieve: Sieve) -> bool:
+    """Return whether any entry passes."""
+    nothing_X = np.empty(0, np.int64)
+    return _any_passes(base, 0, len(base.keys_N), overlay, 0, len(overlay.keys_N), sieve, nothing_X)
 
 
 @njit(cache=True, nogil=True)

@@ -93,6 +93,7 @@ def assert_is_exactly(view: TrieView, live: Collection[Row]) -> None:
     space = view.space
     expected = sorted(live, key=lambda row: row.semantic_id)
     assert len(view) == len(expected)
+    assert bool(view) == bool(expected)
     assert view.some_video_ids(len(expected) + 1) == [row.video_id for row in expected]
     for row in expected:
         assert view.video_id_of(key_of(space, row.semantic_id)) == row.video_id
@@ -242,7 +243,9 @@ LARGE_SPACES = [
     ],
     ids=["none", "age", "languages", "all", "nothing passes"],
 )
-def test_walk_down_a_large_trie_equals_brute_force(space: SemanticIdSpace, filters: Filters) -> None:
+def test_walk_down_a_large_trie_equals_brute_force(
+    space: SemanticIdSpace, filters: Filters
+) -> None:
     """With spans and buckets of many entries, most in the base and some in the overlay, and a part removed."""
     rows = random_rows(space, 4000)
     trie = LiveTrie(space)
@@ -443,7 +446,11 @@ def test_searches_while_threads_insert_and_remove_find_only_what_was_live_and_pa
         rng = np.random.default_rng()
         while not done.is_set():
             gone_before, whole = set(removed), inserted - removed
-            view, prefixes, log_probs = trie.view.filtered(filters), np.zeros(1, np.int64), np.zeros(1)
+            view, prefixes, log_probs = (
+                trie.view.filtered(filters),
+                np.zeros(1, np.int64),
+                np.zeros(1),
+            )
             for level, size in enumerate(space.level_sizes):
                 scores_WK = -rng.random((len(prefixes), size)).astype(np.float32)
                 best = view.best_children(prefixes, level, log_probs, scores_WK, count=40)
