@@ -67,7 +67,7 @@ def beam_search(
         ValueError: the arguments disagree in number or size, or a prompt is empty.
     """
     _check(prompts, views, level_token_ids, beam_width, top_k)
-    if not any(len(view) for view in views):
+    if not any(views):
         return [[] for _ in views]
     decoder = _SharedPromptDecoder(model, pad_token_id)
     logits_BWV = decoder.prefill(prompts)
@@ -129,26 +129,28 @@ def _extended(
     beam_width: int,
 ) -> _Beams:
     """Return the best allowed continuations of all beams, at most beam_width."""
-    children = view.children(beams.prefixes_W, level)
-    log_probs_C = beams.log_probs_W[children.row_C] + log_probs_WK[children.row_C, children.code_C]
-    # Children are ascending by prefix: a stable sort prefers the smaller key among equals.
-    best = np.sort(np.argsort(-log_probs_C, kind="stable")[:beam_width])
-    return _Beams(
-        children.row_C[best], children.code_C[best], children.prefix_C[best], log_probs_C[best]
+    best = view.best_children(
+        beams.prefixes_W, level, beams.log_probs_W, log_probs_WK, count=beam_width
     )
+    return _Beams(best.row_C, best.code_C, best.prefix_C, best.log_probs_C)
 
 
 def _best(beams: _Beams, view: TrieView, top_k: int) -> list[Candidate]:
-    best = np.argsort(-beams.log_probs_W, kind="stable")[:top_k]
-    keys = beams.prefixes_W[best]
-    semantic_ids = view.space.unpack(keys).tolist()
-    video_ids = [view.video_id_of(key) for key in keys.tolist()]
-    log_probs = beams.log_probs_W[best].tolist()
-    return [
+    """Return the best beams whose videos are live still."""
+    order = np.argsort(-beams.log_probs_W, kind="stable")
+    keys = beams.prefixes_W[order]
+    rows = zip(
+        view.space.unpack(keys).tolist(),
+        view.video_ids_of(keys),
+        beams.log_probs_W[order].tolist(),
+        strict=True,
+    )
+    found = [
         Candidate(tuple(semantic_id), video_id, log_prob)
-        for semantic_id, video_id, log_prob in zip(semantic_ids, video_ids, log_probs, strict=True)
+        for semantic_id, video_id, log_prob in rows
         if video_id is not None
     ]
+    return found[:top_k]
 
 
 class _SharedPromptDecoder:

@@ -1,9 +1,10 @@
 """The trie of live semantic IDs: what may be generated next, at this moment; knows nothing of models, beams and topics.
 
-A view is no snapshot: each of its methods answers of what is live while it runs. So a video that was removed is not found
-by the next step of a search that is under way, and one that was inserted is.
+A view is no snapshot: each of its methods answers of what is live while it runs. So a video that was removed is not
+found by the next step of a search that is under way, and one that was inserted is.
 
-Legend: W prefixes asked about; K codes of a level; C children; X keys a row may not repeat; M entries written; L levels.
+Legend: W prefixes asked about; K codes of a level; C children; X keys a row may not repeat; M entries written;
+L levels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from models.semantic_id import SemanticId, SemanticIdSpace
 from models.trie_entries import NO_SIEVE, Batch, Entries, State
 from models.trie_filters import Filters
-from models.trie_kernels import Sieve, best_children, children, locate, passing, ranges
+from models.trie_kernels import Sieve, any_passes, best_children, children, locate, passing, ranges
 from models.trie_segments import text_of
 
 Int64s = NDArray[np.int64]
@@ -66,6 +67,13 @@ class TrieView:
         state, sieve = self._seen()
         none = np.empty(0, np.int64)
         return sum(passing(one, sieve, none) for one in (state.base.segment, state.overlay.segment))
+
+    def __bool__(self) -> bool:
+        """Return whether any video passes; the first that does is enough."""
+        if not self._filters:
+            return self._entries.num_live > 0
+        state, sieve = self._seen()
+        return any_passes(state.base.segment, state.overlay.segment, sieve)
 
     def __contains__(self, video_id: object) -> bool:
         return isinstance(video_id, str) and self.allows(video_id)
@@ -312,6 +320,7 @@ def warm() -> None:
     view.children(root, 0)
     view.best_children(root, 0, np.zeros(1), np.zeros((1, 2), np.float32), count=1)
     assert view.some_video_ids(1) == ["b"]
+    assert view
     assert len(view) == 1
     trie.remove("a")
 

@@ -366,6 +366,13 @@ def locate(
 
 
 @njit(cache=True, nogil=True)
+def any_passes(base: Segment, overlay: Segment, sieve: Sieve) -> bool:
+    """Return whether any entry passes."""
+    nothing_X = np.empty(0, np.int64)
+    return _any_passes(base, 0, len(base.keys_N), overlay, 0, len(overlay.keys_N), sieve, nothing_X)
+
+
+@njit(cache=True, nogil=True)
 def passing(segment: Segment, sieve: Sieve, found_C: Array) -> int:
     """Return how many entries pass, and fill in where the first of them are."""
     nothing_X, count, at = np.empty(0, np.int64), 0, 0

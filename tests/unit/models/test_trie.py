@@ -93,6 +93,7 @@ def assert_is_exactly(view: TrieView, live: Collection[Row]) -> None:
     space = view.space
     expected = sorted(live, key=lambda row: row.semantic_id)
     assert len(view) == len(expected)
+    assert bool(view) == bool(expected)
     assert view.some_video_ids(len(expected) + 1) == [row.video_id for row in expected]
     for row in expected:
         assert view.video_id_of(key_of(space, row.semantic_id)) == row.video_id
