@@ -41,6 +41,7 @@ MAX_ONGOING = 16  # the searches take turns; what is beyond waits in the ingress
 MAX_QUEUED = 64
 INGRESS_MAX_ONGOING = 1_000  # it must have a request in hand to refuse it
 REQUEST_TIMEOUT_S = 60.0
+CATCH_UP_S = 60.0  # a replica that finds no broker answers without a model after that
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # Cores are shared with other processes; the share only keeps actors on nodes that offer any.
 INGRESS_CPUS, REPLICA_CPUS = 0.01, 0.1
@@ -58,6 +59,8 @@ class RecommenderDeployment:
 
         name: str = ray_serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(settings, name=name)
+        # Ray sends requests as soon as this returns; one that takes another's place should answer as that one did.
+        self._replica.wait_until_caught_up(CATCH_UP_S)
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request."""

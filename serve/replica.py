@@ -18,12 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from infra import metrics
 from infra.clock import now_ms
-from infra.errors import DecodeError, FreshetError
+from infra.errors import FreshetError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
 from models.semantic_id import format_semantic_id
-from serve.follower import Follower, Offsets, Record, read_events, refuse
+from serve.follower import Follower, Offsets, Record, events_in, read_events
 from serve.model_slots import ModelSlots
 from serve.recommender import Recommender
 from serve.reports import Reports
@@ -34,7 +34,6 @@ from serve.schemas import (
     VideoState,
 )
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.codec import decode
 from streams.events import (
     CheckpointPromoted,
     ImpressionsShown,
@@ -163,15 +162,7 @@ class Replica:
         }
 
     def _take_pointers(self, records: Sequence[Record]) -> None:
-        pointers = []
-        for record in records:
-            if record.value is None:
-                continue
-            try:
-                pointers.append(decode(CheckpointPromoted, record.value))
-            except DecodeError as error:
-                refuse(record, error)
-        for report in self._models.follow(pointers):
+        for report in self._models.follow(events_in(records, CheckpointPromoted)):
             self._reports.add(SWAPS, self._name, report)
 
     def _shown(self, shown: ImpressionsShown) -> None:
@@ -242,6 +233,12 @@ class Replica:
             raise FreshetError(
                 f"replica {self._name} no longer follows {', '.join(dead)}; its log says why"
             )
+
+    def wait_until_caught_up(self, timeout_s: float) -> None:
+        """Return when all that was there at the start is read, and the models are loaded; or after `timeout_s`."""
+        ends_s = time.monotonic() + timeout_s
+        for follower in self._followers.values():
+            follower.caught_up.wait(max(0.0, ends_s - time.monotonic()))
 
     def close(self) -> None:
         """Stop the threads and send what they still hold."""

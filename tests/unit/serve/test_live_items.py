@@ -30,7 +30,10 @@ def some_catalogue(count: int = 5) -> CatalogueView:
 
 def test_items_are_due_once_for_what_changed() -> None:
     catalogue = some_catalogue()
-    items, retriever = LiveItems(catalogue, Clock()), live_retriever(tiny_retriever(TWO_TOWER_CLUSTER))
+    items, retriever = (
+        LiveItems(catalogue, Clock()),
+        live_retriever(tiny_retriever(TWO_TOWER_CLUSTER)),
+    )
     assert items.due(KnownItems())
     retriever, known = items.brought_up_to_date(retriever, KnownItems())
     assert not items.due(known)
@@ -47,7 +50,9 @@ def test_refresh_that_takes_long_is_made_the_more_seldom() -> None:
     catalogue, clock = some_catalogue(), Clock(step_s=1.0)
     items = LiveItems(catalogue, clock)
     started_s = clock.now_s + 1
-    _, known = items.brought_up_to_date(live_retriever(tiny_retriever(TWO_TOWER_CLUSTER)), KnownItems())
+    _, known = items.brought_up_to_date(
+        live_retriever(tiny_retriever(TWO_TOWER_CLUSTER)), KnownItems()
+    )
     clock.step_s = 0.0
     took_s = clock.now_s - started_s
     catalogue.take([removal_of("v-1")])
