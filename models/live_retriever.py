@@ -8,17 +8,19 @@ Legend: B histories, T items, N items of the catalogue, C items that came or cha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from models.next_item import NextItemModel, rank
+from models.next_item import NextItemModel, highest, rank
 from models.retriever import Retriever
 from models.two_tower import ItemContents, TwoTower
 
+FIRST = 256
+"""Items of a ranking that are put in order at once; each further look takes 16 times as many."""
 AT_ONCE = 4096
 """Items whose vectors are computed at once: what that needs meanwhile stays below 8 MB."""
 
@@ -40,6 +42,21 @@ class _FixedItems(NextItemModel):
 
     def states(self, items_BT: Tensor) -> Tensor:
         return self._model.states_of(self._vectors_ND[items_BT])
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Items, best first; to be gone through any number of times, each as far as one likes."""
+
+    item_ids: Sequence[str]
+    scores_N: Tensor
+
+    def __iter__(self) -> Iterator[str]:
+        done, wanted = 0, FIRST
+        while done < len(self.item_ids):
+            best = highest(self.scores_N, wanted)
+            yield from (self.item_ids[number] for number in best[done:])
+            done, wanted = max(wanted, len(best)), 16 * wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +99,13 @@ class LiveRetriever:
             excluded=None if excluded is None else [self._numbers(ids) for ids in excluded],
         )
         return [[self.item_ids[number] for number in numbers] for numbers in found]
+
+    @torch.inference_mode()
+    def ranking(self, history: Sequence[str]) -> Ranking:
+        """Return all items in the order of their scores for one history, as far as it is looked at."""
+        numbers = self._numbers(history)[-self.model.history_max :]
+        state_D = self._ranked.states(torch.tensor([numbers], dtype=torch.int64))[0, -1]
+        return Ranking(self.item_ids, self.vectors_ND @ state_D)
 
     def _numbers(self, item_ids: Collection[str]) -> list[int]:
         return [self._number_of[one] for one in item_ids if one in self._number_of]

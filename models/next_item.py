@@ -224,11 +224,11 @@ def rank(
                 scores_N[list(excluded[row])] = -torch.inf
             if num_live is not None:
                 scores_N[num_live[row] :] = -torch.inf
-        found += [_highest(scores_N, top_k) for scores_N in scores_BN]
+        found += [highest(scores_N, top_k) for scores_N in scores_BN]
     return found
 
 
-def _highest(scores_N: Tensor, top_k: int) -> list[int]:
+def highest(scores_N: Tensor, top_k: int) -> list[int]:
     """Return where the highest scores are; of equals, which topk may pick as it likes, the smaller numbers."""
     wanted = min(top_k, len(scores_N))
     if wanted == 0:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from infra.errors import VersionMismatchError
-from models.live_retriever import LiveRetriever, live_retriever
+from models.live_retriever import LiveRetriever, Ranking, live_retriever
 from models.lrm import Lrm, load_lrm
 from models.offline_table import OfflineTable
 from models.retriever import load_retriever
@@ -73,6 +73,10 @@ class RetrieverBundle:
     model_version: int
     sha256: str
     known: KnownItems
+
+    def ranked(self, history: Sequence[str]) -> Ranking:
+        """Return all items, best first, to be gone through until enough may be shown."""
+        return self.retriever.ranking(history)
 
 
 class LoadTable(Protocol):

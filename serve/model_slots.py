@@ -32,6 +32,7 @@ from serve.model_bundles import (
 )
 from serve.model_slot import CheckpointFiles, Slot, SwapLog
 from serve.model_trial import Trial
+from serve.schemas import ModelState
 from serve.views import CatalogueView
 from streams.events import (
     LRM_MODEL_NAME,
@@ -103,6 +104,23 @@ class ModelSlots:
         """The offline table; take it once per request."""
         return self._tables.current if self._tables is not None else None
 
+    def states(self) -> dict[str, ModelState]:
+        """Return which versions there are of each model that has been here, by model_name."""
+        found = {
+            name: ModelState(
+                model_version=slot.current.model_version if slot.current else 0,
+                previous_version=slot.previous.model_version if slot.previous else 0,
+            )
+            for name, slot in self._slots().items()
+            if slot.current or slot.previous
+        }
+        current, previous = _adapter_versions(self.lrm), _adapter_versions(self.previous_lrm)
+        for name in sorted({*current, *previous}):
+            found[name] = ModelState(
+                model_version=current.get(name, 0), previous_version=previous.get(name, 0)
+            )
+        return found
+
     @property
     def swaps(self) -> int:
         """Swaps so far, of all models."""
@@ -127,13 +145,15 @@ class ModelSlots:
             if is_adapter(promoted.model_name):
                 self._adapters.take(promoted)
         reports = self._follow_lrm(by_name[LRM_MODEL_NAME])
-        slots: dict[str, Slot[Any]] = dict(self._two_towers)
-        if self._tables is not None:
-            slots[TABLE] = self._tables
-        for name, slot in slots.items():
-            reports += slot.follow(by_name[name])
+        for name, slot in self._slots().items():
+            if slot is not self._lrm:
+                reports += slot.follow(by_name[name])
         self._refresh_items()
         return reports
+
+    def _slots(self) -> dict[str, Slot[Any]]:
+        slots: dict[str, Slot[Any]] = {LRM_MODEL_NAME: self._lrm, **self._two_towers}
+        return slots if self._tables is None else slots | {TABLE: self._tables}
 
     def _follow_lrm(self, pointers: Sequence[CheckpointPromoted]) -> list[SwapReported]:
         reports = self._lrm.follow(self._due(pointers))
@@ -169,3 +189,8 @@ class ModelSlots:
             if bundle is not None and items.due(bundle.known):
                 retriever, known = items.brought_up_to_date(bundle.retriever, bundle.known)
                 slot.replace(bundle, replace(bundle, retriever=retriever, known=known))
+
+
+def _adapter_versions(bundle: ModelBundle | None) -> dict[str, int]:
+    pointers = bundle.adapter_pointers.values() if bundle else ()
+    return {promoted.model_name: promoted.model_version for promoted in pointers}

@@ -32,7 +32,7 @@ class Trial:
             VersionMismatchError: an answer is not live, not finite, or too short.
         """
         view = self._view()
-        some_ids = _some_ids(view, lrm.history_max)
+        some_ids = view.some_video_ids(lrm.history_max)
         wanted = min(PROBE_K, self._beam_width, len(view))
         answers = recommend(
             lrm,
@@ -42,10 +42,9 @@ class Trial:
             top_k=wanted,
             beam_width=self._beam_width,
         )
-        live_ids = set(view.video_ids_N)
         for found in answers:
             good = [
-                one for one in found if one.video_id in live_ids and math.isfinite(one.log_prob)
+                one for one in found if view.allows(one.video_id) and math.isfinite(one.log_prob)
             ]
             if len(good) != wanted:
                 raise VersionMismatchError(
@@ -59,7 +58,7 @@ class Trial:
             VersionMismatchError: a rating is none.
         """
         view, known = self._view(), dict(self._catalogue.catalogue.videos)
-        candidates = [one for one in _some_ids(view, PROBE_K) if one in known]
+        candidates = [one for one in view.some_video_ids(PROBE_K) if one in known]
         requests = list(_requests(["home"], candidates)) if candidates else []
         rated = ranking.rank(lrm, requests, [candidates] * len(requests), known)
         for rating in (one for some in rated for one in some):
@@ -93,10 +92,6 @@ def _requests(surfaces: Sequence[str], some_ids: Sequence[str]) -> Iterator[Requ
     for surface in surfaces:
         yield Request(viewer=None, watches=(), ask=Ask(surface))
         yield Request(viewer=None, watches=watches, ask=Ask(surface, some_ids[0]))
-
-
-def _some_ids(view: TrieView, most: int) -> list[str]:
-    return [str(video_id) for video_id in view.video_ids_N[:most]]
 
 
 def _one_video(empty: TrieView) -> TrieView:

@@ -6,8 +6,6 @@ The tests run in the order of the file: the first asks before there is a model, 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,29 +13,24 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from pydantic import BaseModel
 
 from infra.clock import now_ms
 from infra.kafka.broker import LocalBroker
-from infra.settings import Settings, as_environment, load_settings
+from infra.settings import load_settings
 from infra.storage import ObjectStore
 from models.lrm import WEIGHTS
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
-from streams.client import TopicReader, flush, producer, send, wait_until
-from streams.codec import decode
+from streams.client import flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
-    TWO_TOWER_CLUSTER,
-    CheckpointPromoted,
     ImpressionsShown,
     SwapReported,
     UserHistory,
@@ -45,99 +38,25 @@ from streams.events import (
 )
 from streams.history import Entry, user_history
 from streams.topics import (
-    CHECKPOINTS,
     HISTORIES,
     IMPRESSIONS,
     SEMANTIC_IDS,
     SERVABLE,
     SWAPS,
     WATCHES,
-    Topic,
 )
+from tests.integration.serving_process import REACT_S, START_S, Endpoint, start
 from tests.tiny_serving import (
     NOON_MS,
     assigned,
     publish_tiny_codebook,
-    save_checkpoint,
     watch,
 )
 
 pytestmark = pytest.mark.integration
 
-RUN = "from infra.settings import load_settings; from serve.app import run; run(load_settings())"
-START_S, REACT_S = 240, 60
 NUM_VIDEOS = 30
 REMOVED_WITHIN_S = 5
-M = TypeVar("M", bound=BaseModel)
-
-
-@dataclass
-class Endpoint:
-    """The running process, and the topics around it."""
-
-    settings: Settings
-    folder: Path
-    process: subprocess.Popen[bytes]
-    http: httpx.Client
-
-    def publish(self, topic: Topic, key: str, event: BaseModel | None) -> None:
-        client = producer(self.settings.kafka)
-        send(client, self.settings.kafka, topic, key, event)
-        flush(client)
-
-    def promote(self, promoted: CheckpointPromoted) -> None:
-        self.publish(CHECKPOINTS, LRM_MODEL_NAME, promoted)
-
-    def checkpoint(self, version: int) -> CheckpointPromoted:
-        return save_checkpoint(self.folder / "store", version)
-
-    def ask(self, **fields: Any) -> dict[str, Any]:
-        response = self.http.post("/v1/recommendations", json=fields)
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    def ids(self, **fields: Any) -> list[str]:
-        return [item["video_id"] for item in self.ask(**fields)["items"]]
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.http.get("/v1/status").json()
-        return status
-
-    def read(self, topic: Topic, model: type[M]) -> list[M]:
-        with TopicReader(self.settings.kafka, [topic]) as reader:
-            return [decode(model, message.value()) for _, message in reader.read_to_end()]
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(condition, timeout_s=REACT_S, what=what)
-
-
-def start(settings: Settings, folder: Path) -> Endpoint:
-    """Start the process in `folder`, where the relative paths of the settings are, and wait until it listens."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")
-    }
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN],
-            cwd=folder,
-            env=environment | as_environment(settings),
-            stdout=log,
-            stderr=log,
-        )
-    discovery = folder / settings.var_dir / "serve.json"
-    try:
-        wait_until(
-            lambda: discovery.exists() or process.poll() is not None,
-            timeout_s=START_S,
-            what="the start of the endpoint",
-        )
-        url = json.loads(discovery.read_text())["url"]
-    except Exception:
-        process.terminate()
-        print((folder / "serve.log").read_text(errors="replace")[-5000:])
-        raise
-    return Endpoint(settings, folder, process, httpx.Client(base_url=url, timeout=REACT_S))
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +180,7 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
         for version in (2, 3):
             seen = len(versions)
             other = serving.checkpoint(version + 90)
-            other = other.model_copy(update={"model_name": TWO_TOWER_CLUSTER})
-            serving.publish(CHECKPOINTS, TWO_TOWER_CLUSTER, other)  # another model's: passed over
+            serving.promote(other.model_copy(update={"model_name": "another"}))  # passed over
             serving.promote(serving.checkpoint(version))
             serving.until(lambda v=version: v in versions, f"an answer of version {version}")  # type: ignore[misc]
             assert len(versions) > seen
@@ -277,8 +195,8 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
 
 def test_corrupt_checkpoint_is_rejected_and_the_old_one_serves_on(serving: Endpoint) -> None:
     promoted = serving.checkpoint(4)
-    adapter = promoted.model_copy(update={"model_name": f"{LRM_MODEL_NAME}.home", "sha256": "0"})
-    serving.publish(CHECKPOINTS, adapter.model_name, adapter)  # of no concern to the base's slot
+    adapter = {"model_name": f"{LRM_MODEL_NAME}.home", "base_sha256": promoted.sha256}
+    serving.promote(promoted.model_copy(update=adapter))  # waits for its base, which never comes
     path = serving.folder / "store" / promoted.path / WEIGHTS
     weights = bytearray(path.read_bytes())
     weights[len(weights) // 2] ^= 0xFF
@@ -460,7 +378,7 @@ def test_wrong_request_is_refused_and_metrics_are_exposed(serving: Endpoint) -> 
     assert response.json()["detail"][0]["field"] == "k"
     assert serving.http.get("/healthz").status_code == 200
     metrics = serving.http.get("/metrics").text
-    assert 'freshet_serving_swaps_total{outcome="succeeded"} 4.0' in metrics
+    assert 'freshet_serving_swaps_total{model="lrm",outcome="succeeded"} 4.0' in metrics
     assert "viewer" not in metrics
 
 

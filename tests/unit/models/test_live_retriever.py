@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.live_retriever import live_retriever
+from models.live_retriever import FIRST, live_retriever
 from models.retriever import Retriever, build_retriever
 from models.two_tower import ITEM_TOWERS, ItemContents, ItemTower, TwoTowerConfig
 
@@ -77,6 +78,7 @@ def test_retriever_brought_up_to_date_in_steps_ranks_as_one_built_at_once(
         excluded = [history[:2]]
         expected = whole.rank([history], top_k=20, excluded=excluded)
         assert live.rank([history], top_k=20, excluded=excluded) == expected
+        assert list(live.ranking(history)) == whole.rank([history], top_k=20)[0]
         assert live.rank([history], top_k=3) == [whole.rank([history], top_k=3)[0]]
 
 
@@ -98,3 +100,13 @@ def test_item_of_which_nothing_was_said_is_refused() -> None:
 def test_retriever_starts_with_the_items_that_it_was_trained_on() -> None:
     [found] = live_retriever(trained("cluster")).rank([[]], top_k=5)
     assert found == ["old"]
+
+
+def test_ranking_is_the_same_however_far_it_is_looked_at() -> None:
+    ids = [f"v{number}" for number in range(2 * FIRST + 1)]
+    live = live_retriever(trained("cluster")).with_items(ids, contents(ids))
+    ranking = live.ranking(["v3", "v7"])
+    [expected] = live.rank([["v3", "v7"]], top_k=len(ids))
+    assert list(ranking) == expected
+    assert list(islice(ranking, 5)) == expected[:5]
+    assert list(islice(ranking, FIRST + 1)) == expected[: FIRST + 1]

@@ -18,6 +18,7 @@ from models.surface_adapters import BELONGS_TO_FILE, WEIGHTS_FILE, adapted, adap
 from serve.adapters import BASES_KEPT
 from serve.model_bundles import ModelBundle
 from serve.model_slots import ModelSlots
+from serve.schemas import ModelState
 from serve.views import CatalogueView, EventClock
 from streams.events import CheckpointPromoted, SwapReported
 from tests.tiny_serving import SPACE, assigned, record_of, save_checkpoint, save_surface_adapter
@@ -134,6 +135,8 @@ def test_rollback_brings_base_and_adapters_back_at_once_and_needs_no_file(
     assert served(slots) is bundle
     slots.follow([second])
     assert versions(slots) == (2, {"home": 2})
+    held = ModelState(model_version=2, previous_version=1)
+    assert slots.states() == {"lrm": held, "lrm.home": held}
 
 
 def test_adapter_of_the_base_before_joins_it_there_for_a_rollback(
