@@ -89,9 +89,7 @@ def measures(
     ]
 
 
-def compute(
-    lrm: Lrm, catalogue: Catalogue, head: Sequence[str], *, now_ms: int
-) -> OfflineTable:
+def compute(lrm: Lrm, catalogue: Catalogue, head: Sequence[str], *, now_ms: int) -> OfflineTable:
     """Return the rows of some videos, as a build computes them."""
     view, rows = catalogue.view(catalogue.num_live(now_ms)), []
     for start in range(0, len(head), SEARCHED_TOGETHER):
