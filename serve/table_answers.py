@@ -5,7 +5,7 @@ Knows nothing of how the table came here, and what is done where it has no answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from infra.settings import TableRoute
 from models.offline_table import OfflineTable
 from models.semantic_id import format_semantic_id
+from models.trie_filters import NO_FILTERS, Filters
 from serve.schemas import RecommendationRequest, RecommendedItem
 from streams.events import SemanticIdAssigned
 
@@ -66,7 +67,7 @@ class TableAnswers:
         *,
         k: int,
         videos: Mapping[str, SemanticIdAssigned],
-        allows: Callable[[str], bool],
+        filters: Filters = NO_FILTERS,
         now_ms: int,
     ) -> tuple[RecommendedItem, ...]:
         """Return up to k live videos that go with one, best first; none where it has no row.
@@ -76,13 +77,21 @@ class TableAnswers:
             context_video_id: what is on screen, or was asked about; never in the answer.
             k: videos wanted; there are fewer where fewer of the row may be shown.
             videos: the live ones; a removed one is not among them and is left out.
-            allows: whether a video may be shown: what is excluded, too old, or not in the trie is not.
+            filters: what the request may be shown, checked here for the few videos of a row: asking a filtered trie
+                for each would cost more than all the rest.
             now_ms: the events' clock, by which each video's age is told.
         """
+        excluded = filters.excluded_video_ids
+        if not isinstance(excluded, Set):
+            excluded = frozenset(excluded)
+        is_plain = not (filters.excluded_channels or filters.languages)
+        is_plain = is_plain and filters.uploaded_after_ms is None
         found: list[dict[str, Any]] = []
         for video_id, log_prob in table.lookup(context_video_id) or ():
             video = videos.get(video_id)
-            if video is None or video_id == context_video_id or not allows(video_id):
+            if video is None or video_id == context_video_id or video_id in excluded:
+                continue
+            if not (is_plain or _passes(video, filters)):
                 continue
             age_ms = now_ms - video.upload_time_ms
             found.append(
@@ -111,3 +120,15 @@ class TableAnswers:
             self._pieces.clear()
         self._pieces[video.video_id] = (video, piece)
         return piece
+
+
+def _passes(video: SemanticIdAssigned, filters: Filters) -> bool:
+    """Return whether a video passes the filters, its id apart."""
+    after_ms = filters.uploaded_after_ms
+    return (
+        (after_ms is None or video.upload_time_ms >= after_ms)
+        and (not filters.excluded_channels or video.channel not in filters.excluded_channels)
+        and (
+            not filters.languages or (bool(video.language) and video.language in filters.languages)
+        )
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import ray
 
+from infra.clock import now_ms
 from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
 from infra.settings import Settings, as_environment, with_values
@@ -22,7 +24,7 @@ from models.tasks import DAY_MS, render_related
 from models.trie import LiveTrie
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
-from streams.client import flush, producer, send
+from streams.client import flush, producer, send, wait_until
 from streams.events import (
     LRM_MODEL_NAME,
     TABLE_MODEL_NAME,
@@ -42,6 +44,7 @@ from tests.tiny_serving import (
 )
 from workers.table_build import build
 from workers.table_rules import SAMPLE_ROWS
+from workers.table_schedule import TableSchedule, due_in_s
 from workers.table_store import read_pointers
 
 pytestmark = pytest.mark.integration
@@ -187,12 +190,36 @@ def test_rows_are_kept_until_their_question_or_the_model_moves(
     assert deployment.folders() == ["000002", "000003"]
 
 
+def on_this_ray(settings: Settings) -> Settings:
+    return with_values(settings, ray__address=ray.get_runtime_context().gcs_address)
+
+
+def test_schedule_has_the_first_table_built_by_the_command_line_and_then_waits(
+    ray_cluster: None, deployment: Deployment
+) -> None:
+    settings = with_values(on_this_ray(deployment.settings), table__first_build_s=0.0)
+    stopping = threading.Event()
+    schedule = threading.Thread(target=TableSchedule(settings, stopping).run)
+    schedule.start()
+    try:
+        wait_until(
+            lambda: TABLE_MODEL_NAME in read_pointers(settings.kafka),
+            timeout_s=400,
+            what="the first table",
+        )
+    finally:
+        stopping.set()
+        schedule.join()
+    assert len(deployment.table()) == NUM_HEAD
+    due_s = due_in_s(deployment.announced, settings.table, at_ms=now_ms(), started_ms=0)
+    assert 23 * 3600 < due_s <= 24 * 3600
+
+
 def killed_at(settings: Settings, step: str) -> None:
     """Run a build in a process of its own, and kill it where it is about to take a step."""
-    settings = with_values(settings, ray__address=ray.get_runtime_context().gcs_address)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.table_process", step],
-        env=dict(os.environ) | as_environment(settings),
+        env=dict(os.environ) | as_environment(on_this_ray(settings)),
         stdout=subprocess.PIPE,
     )
     try:
@@ -216,7 +243,7 @@ def test_killed_build_leaves_the_table_before_and_its_garbage_is_collected(
     assert deployment.announced == before
     assert deployment.folders() == ["000001", "000002"]  # the first's garbage was collected
     promoted = build(deployment.settings)
-    assert promoted.model_version == 3  # never what a killed build had begun
+    assert promoted.model_version == 3  # what was whole does not change
     assert promoted == deployment.announced
     assert len(deployment.table()) == NUM_HEAD
 

@@ -17,6 +17,7 @@ from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import TrieView
+from models.trie_filters import Filters
 from serve.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem
 from serve.table_answers import TableAnswers, routes_to_table
 from streams.events import SemanticIdAssigned
@@ -40,13 +41,13 @@ class Served:
         """Return the answer to a request whose context video has a row."""
         asked = RecommendationRequest.model_validate_json(body)
         assert asked.context_video_id is not None
-        excluded = {asked.context_video_id, *asked.exclude.video_ids}
+        excluded = {asked.context_video_id, *asked.exclude.video_ids}  # as the recommender does
         items = self.answers.items(
             self.table,
             asked.context_video_id,
             k=asked.k,
             videos=self.videos,
-            allows=lambda video_id: video_id not in excluded,
+            filters=Filters(excluded_video_ids=excluded),
             now_ms=self.now_ms,
         )
         return self._response(items)

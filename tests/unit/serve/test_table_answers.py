@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.settings import TableRoute
 from models.offline_table import OfflineTable
+from models.trie import LiveTrie
+from models.trie_filters import NO_FILTERS, Filters
 from serve.schemas import RecommendationRequest, RecommendationResponse
 from serve.table_answers import TableAnswers, routes_to_table
 from streams.events import SemanticIdAssigned
 from tests.table_factories import some_table
-from tests.tiny_serving import NOON_MS, assigned
+from tests.tiny_serving import HOUR_MS, NOON_MS, SPACE, assigned
 
 TABLE = some_table({"v-0": ["v-1", "v-2", "v-3", "v-4"], "v-1": ["v-0"]})
 VIDEOS = {video.video_id: video for video in (assigned(n, age_h=n) for n in range(6))}
@@ -66,7 +70,7 @@ def answered(
     *,
     k: int = 10,
     videos: dict[str, SemanticIdAssigned] = VIDEOS,
-    excluded: tuple[str, ...] = (),
+    filters: Filters = NO_FILTERS,
     table: OfflineTable = TABLE,
     answers: TableAnswers | None = None,
     now_ms: int = NOON_MS,
@@ -76,7 +80,7 @@ def answered(
         context,
         k=k,
         videos=videos,
-        allows=lambda one: one not in excluded,
+        filters=filters,
         now_ms=now_ms,
     )
     return [item.video_id for item in items]
@@ -91,17 +95,49 @@ def test_row_comes_in_its_order_up_to_k() -> None:
 def test_removed_and_excluded_videos_are_left_out_and_others_move_up() -> None:
     left = {one: video for one, video in VIDEOS.items() if one != "v-1"}
     assert answered(k=2, videos=left) == ["v-2", "v-3"]
-    assert answered(k=2, videos=left, excluded=("v-2",)) == ["v-3", "v-4"]
+    assert answered(k=2, videos=left, filters=Filters(excluded_video_ids=("v-2",))) == [
+        "v-3",
+        "v-4",
+    ]
     assert answered(table=some_table({"v-0": ["v-0", "v-1"]})) == ["v-1"]
+
+
+SPOKEN = {
+    video_id: video.model_copy(update={"language": language, "channel": f"c-{video_id}"})
+    for (video_id, video), language in zip(
+        VIDEOS.items(), ("en", "de", "", "en", "fr", ""), strict=True
+    )
+}
+FILTERS = st.builds(
+    Filters,
+    uploaded_after_ms=st.none() | st.sampled_from([NOON_MS - n * HOUR_MS for n in range(6)]),
+    excluded_video_ids=st.sets(st.sampled_from(list(VIDEOS))) | st.just(("v-3",)),
+    excluded_channels=st.sets(st.sampled_from([f"c-{one}" for one in VIDEOS])),
+    languages=st.lists(st.sampled_from(["en", "de", "xx", ""]), max_size=2),
+)
+
+
+@given(FILTERS)
+def test_filters_let_through_what_the_trie_of_a_search_would(filters: Filters) -> None:
+    trie = LiveTrie(SPACE)
+    found = list(SPOKEN.values())
+    trie.insert_many(
+        [video.semantic_id for video in found],
+        list(SPOKEN),
+        [video.upload_time_ms for video in found],
+        channels=[video.channel for video in found],
+        languages=[video.language for video in found],
+    )
+    view = trie.view.filtered(filters)
+    expected = [one for one in ("v-1", "v-2", "v-3", "v-4") if view.allows(one)]
+    assert answered(videos=SPOKEN, filters=filters) == expected
 
 
 def test_item_says_what_the_catalogue_says_now() -> None:
     answers = TableAnswers()
 
     def first(videos: dict[str, SemanticIdAssigned], now_ms: int) -> Any:
-        return answers.items(
-            TABLE, "v-0", k=1, videos=videos, allows=lambda one: True, now_ms=now_ms
-        )[0]
+        return answers.items(TABLE, "v-0", k=1, videos=videos, now_ms=now_ms)[0]
 
     found = first(VIDEOS, NOON_MS)
     assert found.model_dump() == {
@@ -117,9 +153,7 @@ def test_item_says_what_the_catalogue_says_now() -> None:
 
 
 def test_items_are_those_of_a_response() -> None:
-    items = TableAnswers().items(
-        TABLE, "v-0", k=3, videos=VIDEOS, allows=lambda one: True, now_ms=NOON_MS
-    )
+    items = TableAnswers().items(TABLE, "v-0", k=3, videos=VIDEOS, now_ms=NOON_MS)
     response = RecommendationResponse(
         request_id="r", arm="lrm", model_version=1, codebook_version=1, items=items
     )
