@@ -24,6 +24,7 @@ from infra.storage import ObjectStore
 from models.codebook import current_manifest
 from models.semantic_id import format_semantic_id
 from serve.follower import Follower, Offsets, Record, read_events, refuse
+from serve.giving_way import give_way, share_the_lock
 from serve.model_slot import ModelSlot
 from serve.recommender import Recommender
 from serve.reports import Reports
@@ -106,6 +107,7 @@ class Replica:
             ConfigError: no codebook was published yet.
         """
         torch.set_num_threads(settings.serve.threads)
+        share_the_lock()
         disable_progress_bar()
         self._settings, self._name = settings, name
         store = ObjectStore(settings.storage.root)
@@ -159,7 +161,12 @@ class Replica:
                 prepare=lambda: _sealed_until(self._settings),
             ),
             "checkpoints": Follower(
-                "checkpoints", kafka, [CHECKPOINTS], self._take_pointers, interval_s=interval_s
+                "checkpoints",
+                kafka,
+                [CHECKPOINTS],
+                self._take_pointers,
+                interval_s=interval_s,
+                prepare=_from_the_beginning,
             ),
         }
 
@@ -257,6 +264,12 @@ class Replica:
         for follower in self._followers.values():
             follower.close()
         self._reports.close()
+
+
+def _from_the_beginning() -> Offsets:
+    """Return no offsets; from here on, this thread, which loads models, gives way to those that answer requests."""
+    give_way()
+    return {}
 
 
 def _sealed_until(settings: Settings) -> Offsets:
