@@ -1,8 +1,8 @@
 """Work beside requests that gives way to them: on the cores, and at Python's lock; knows nothing of what the work is.
 
 A search calls Torch some hundred times, and takes Python's lock back after each. A thread that loads a model in Python
-holds it for `sys.getswitchinterval()` each time, 5 ms by default, so a search beside it takes twice as long. With a tenth
-of that, and the loading thread at a lower priority, it takes about as long as alone.
+keeps it for `sys.getswitchinterval()` each time, 5 ms by default, so a search beside it takes twice as long. With a
+tenth of that, and the loading thread at a lower priority, it takes about as long as alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 
 LOCK_HELD_S = 0.0005
-# A tenth of a request's share of a core that both want. Much less, and it would hold the lock while it waits for a core.
+# A tenth of a request's share of a core that both want. With less, it would keep the lock while it waits for a core.
 NICENESS = 10
 
 
