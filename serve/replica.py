@@ -31,6 +31,7 @@ from serve.candidates import CandidateRanker
 from serve.co_watches import CoWatches
 from serve.explaining import Explainer
 from serve.follower import Follower, Offsets, Record, events_in, read_events
+from serve.giving_way import give_way, share_the_lock
 from serve.model_slots import ModelSlots
 from serve.neighbours import Neighbours
 from serve.recommender import Recommender
@@ -79,6 +80,7 @@ class Replica:
             ConfigError: no codebook was published yet, or the arms of the experiment are no arms.
         """
         torch.set_num_threads(settings.serve.threads)
+        share_the_lock()
         disable_progress_bar()
         self._settings, self._name = settings, name
         store = ObjectStore(settings.storage.root)
@@ -167,7 +169,12 @@ class Replica:
                 prepare=lambda: _sealed_until(self._settings),
             ),
             "checkpoints": Follower(
-                "checkpoints", kafka, [CHECKPOINTS], self._take_pointers, interval_s=interval_s
+                "checkpoints",
+                kafka,
+                [CHECKPOINTS],
+                self._take_pointers,
+                interval_s=interval_s,
+                prepare=_from_the_beginning,
             ),
             "traces": Follower(
                 "traces", kafka, [SERVABLE, IMPRESSIONS], self._traces.take, interval_s=interval_s
@@ -311,6 +318,12 @@ def _counted(route: str, answer: Callable[[], A]) -> A:
         metrics.REQUESTS.labels(route=route, status=status).inc()
         metrics.REQUEST_SECONDS.labels(route=route).observe(time.monotonic() - started)
     return found
+
+
+def _from_the_beginning() -> Offsets:
+    """Return no offsets; from here on, this thread, which loads models, gives way to those that answer requests."""
+    give_way()
+    return {}
 
 
 def _sealed_until(settings: Settings) -> Offsets:

@@ -30,7 +30,13 @@ from models.semantic_id import SemanticIdSpace
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import flush, producer, send
-from streams.events import LRM_MODEL_NAME, CheckpointPromoted, SemanticIdAssigned, UserHistory
+from streams.events import (
+    LRM_MODEL_NAME,
+    CheckpointPromoted,
+    SemanticIdAssigned,
+    Surface,
+    UserHistory,
+)
 from streams.history import Entry, user_history
 from streams.movielens import load_timeline
 from streams.topics import CHECKPOINTS, HISTORIES, SEMANTIC_IDS
@@ -38,7 +44,7 @@ from tests.bench.parts.marks import MeasuredProcess, measured_process
 from tests.tiny_serving import publish_tiny_codebook
 
 SPACE = SemanticIdSpace(codebook_version=1, codebook_sizes=(256, 128, 64), disambiguation_size=64)
-ASKED = ("home", "watch_next", "shorts", "home", "watch_next")
+ASKED: tuple[Surface, ...] = ("home", "watch_next", "shorts", "home", "watch_next")
 WATCHES = 60  # more than a prompt holds, as with most viewers
 CHANNELS = 400
 START_S, STOP_S = 300.0, 60.0
