@@ -214,8 +214,8 @@ class ExperimentSettings(_Group):
     arms: tuple[str, ...] = Field(
         ("lrm",),
         min_length=1,
-        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, each with a weight if it is not 1: "
-        '["lrm:9", "lrm_fresh"]; who has no user id gets the first',
+        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, each with a weight where that is "
+        'not 1: ["lrm:9", "lrm_fresh"]; who has no user id gets the first',
     )
     salt: str = Field("", description="another one deals the users anew")
 

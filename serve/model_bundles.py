@@ -11,7 +11,7 @@ Nothing is kept between requests that depends on a model (no prefix cache), so n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType

@@ -15,13 +15,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Protocol
 
 from infra import metrics
 from infra.errors import Overloaded
 from infra.settings import Settings
 from models.beam_search import Candidate
-from models.live_retriever import LiveRetriever
 from models.lrm import Lrm
 from models.prompts import Videos
 from models.recommend import Request
@@ -45,7 +46,6 @@ from streams.events import ImpressionItem, ImpressionsShown
 
 TABLE_ARM = "table"
 """Of answers that no arm gave: the related videos, the same for everybody."""
-OVER_ASKED = 4
 OnShown = Callable[[ImpressionsShown], None]
 
 
@@ -69,7 +69,6 @@ class Answering:
 
     Attributes:
         view: the live videos, taken once; a video that is removed meanwhile is left out at the end.
-        allowed: those of them that may be shown.
     """
 
     asked: RecommendationRequest
@@ -77,9 +76,13 @@ class Answering:
     request: Request
     lane: FreshLane | None
     view: TrieView
-    allowed: TrieView
     model_version: int = 0
     overloaded: bool = False
+
+    @cached_property
+    def allowed(self) -> TrieView:
+        """The live videos that may be shown; not made for an answer out of the table."""
+        return self.view.filtered(self.request.filters)
 
 
 class Recommender:
@@ -144,8 +147,7 @@ class Recommender:
         request, lane = self._asking.request(asked), self._asking.lane(asked, arm)
         if lane is not None and lane.share == 1:
             request, lane = within(request, lane), None
-        view = self._catalogue.trie.view
-        return Answering(asked, arm, request, lane, view, view.filtered(request.filters))
+        return Answering(asked, arm, request, lane, self._catalogue.trie.view)
 
     def _items(self, answering: Answering) -> list[RecommendedItem]:
         """Return what the arm says, or the table in its place."""
@@ -190,13 +192,12 @@ class Recommender:
         asked, lane = answering.asked, answering.lane
         watched = [watch.video_id for watch in answering.request.watches]
         history = watched or ([asked.context_video_id] if asked.context_video_id else [])
-        retriever = bundle.retriever
-        main = _ranked(retriever, history, answering.allowed, asked.k, "two_tower")
+        ranked = bundle.ranked(history)
+        main = _first(ranked, answering.allowed, asked.k, "two_tower")
         if lane is None:
             return main
         new = answering.view.filtered(within(answering.request, lane).filters)
-        fresh = _ranked(retriever, history, new, asked.k, "fresh_lane")
-        return self._merged(answering, main, fresh)
+        return self._merged(answering, main, _first(ranked, new, asked.k, "fresh_lane"))
 
     def _merged(
         self, answering: Answering, main: Sequence[Pick], fresh: Sequence[Pick]
@@ -220,7 +221,7 @@ class Recommender:
             context,
             k=answering.asked.k,
             videos=self._catalogue.catalogue.videos,
-            allows=answering.allowed.allows,
+            filters=answering.request.filters,
             now_ms=self._clock.now_ms(),
         )
         if items:
@@ -292,13 +293,7 @@ class Recommender:
         )
 
 
-def _ranked(
-    retriever: LiveRetriever, history: Sequence[str], allowed: TrieView, k: int, source: Source
-) -> list[Pick]:
-    """Return the k best that may be shown; asks for more where too few of them may."""
-    wanted, picks = k, list[Pick]()
-    while len(picks) < k and wanted < OVER_ASKED * len(retriever):
-        wanted *= OVER_ASKED
-        (ids,) = retriever.rank([history], top_k=wanted)
-        picks = [Pick(video_id, None, source) for video_id in ids if allowed.allows(video_id)]
-    return picks[:k]
+def _first(ranked: Iterable[str], allowed: TrieView, k: int, source: Source) -> list[Pick]:
+    """Return the k best that may be shown."""
+    may_be_shown = (Pick(one, None, source) for one in ranked if allowed.allows(one))
+    return list(islice(may_be_shown, k))

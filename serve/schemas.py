@@ -221,13 +221,6 @@ class ModelState(_Answered):
     previous_version: int = Field(description="kept for a rollback at once; 0: none")
 
 
-class ModelState(_Answered):
-    """What a replica holds of one model."""
-
-    model_version: int = Field(description="0: none")
-    previous_version: int = Field(description="kept for a rollback at once; 0: none")
-
-
 class ReplicaStatus(_Answered):
     """What one replica holds."""
 
