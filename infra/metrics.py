@@ -143,6 +143,11 @@ MODEL_VERSION = Gauge(
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."
 )
+NEIGHBOURS = Counter(
+    "freshet_serving_neighbours_total",
+    "Questions to the catalogue for neighbours, by outcome: answered, failed, or not_asked after a failure.",
+    ["outcome"],
+)
 LAST_SUCCESS = Gauge(
     "freshet_last_success_timestamp_seconds", "When a stage last succeeded.", ["stage"]
 )

@@ -208,6 +208,9 @@ class MetricsSettings(_Group):
     freshness_port: int = Field(
         0, ge=0, description="port of the freshness worker's /metrics; 0 is off"
     )
+    catalogue_port: int = Field(
+        0, ge=0, description="port of the catalogue worker's /metrics; 0 is off"
+    )
     training_port: int = Field(
         0, ge=0, description="port of the training loop's /metrics; 0 is off"
     )
@@ -217,7 +220,8 @@ class QdrantSettings(_Group):
     """The catalogue view."""
 
     url: str = Field(
-        "", description="a Qdrant server that the freshness worker keeps in step; empty: none"
+        "",
+        description="a Qdrant server that the catalogue worker keeps in step; empty: it has one in its own memory",
     )
 
 

@@ -52,7 +52,7 @@ def test_every_process_has_a_service() -> None:
 
 def test_only_the_worker_that_keeps_qdrant_in_step_waits_for_it() -> None:
     waiting = {name for name in SERVICES if "qdrant" in SERVICES[name].get("depends_on", {})}
-    assert waiting == {"freshness"}
+    assert waiting == {"catalogue"}
 
 
 def test_every_freshet_variable_is_a_setting_with_a_valid_value() -> None:
@@ -140,6 +140,7 @@ def test_prometheus_scrapes_every_process_where_it_listens() -> None:
         "uploads:9100",
         "watches:9100",
         "freshness:9100",
+        "catalogue:9100",
         "train:9100",
         "ray-head:8000",
     } <= targets

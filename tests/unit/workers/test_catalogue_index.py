@@ -12,7 +12,8 @@ from infra.settings import QdrantSettings
 from streams.catalogue import semantic_id_key
 from streams.codes import encode_embedding
 from streams.events import SemanticIdAssigned, to_json
-from workers.catalogue_index import UPSERT_BATCH, CatalogueIndex, Record, collection_name
+from streams.neighbours import collection_name
+from workers.catalogue_index import UPSERT_BATCH, CatalogueIndex, Record
 
 # Directions stand for topics: two films on dogs, one on cats, one on space.
 DIRECTIONS = {
@@ -57,12 +58,6 @@ def test_neighbours_are_the_nearest_first_and_never_the_video_itself(index: Cata
     assert [each.title for each in found] == ["A dog's life", "Cats indoors"]
     assert found[0].semantic_id == "A228 B204 C1"
     assert 1 > found[0].score > found[1].score
-
-
-def test_embedding_finds_what_is_nearest_to_it(index: CatalogueIndex) -> None:
-    index.apply(record(title) for title in DIRECTIONS)
-    (found,) = index.nearest(np.array([0, 0, 2], dtype=np.float16), 1, codebook_version=1)
-    assert (found.video_id, round(found.score, 2)) == ("Space telescope", 1.0)
 
 
 def test_removed_video_is_found_no_more(index: CatalogueIndex) -> None:
