@@ -1,7 +1,7 @@
 """What whoever keeps the catalogue in Qdrant and whoever asks it agree on: where it is, names and ids, one question.
 
-The question is Qdrant's own query call. Where no server is named, the catalogue worker answers it, so that who asks need
-not know which of the two it is. Knows nothing of HTTP and Qdrant's client.
+The question is Qdrant's own query call. Where no server is named, the catalogue worker answers it, so that who asks
+need not know which of the two it is. Knows nothing of HTTP and Qdrant's client.
 """
 
 from __future__ import annotations
