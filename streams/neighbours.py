@@ -16,6 +16,7 @@ from infra.settings import Settings
 
 ADDRESS_FILE = "catalogue.json"
 COLLECTION_PREFIX = "freshet-catalogue-"
+K_MAX = 1000
 SHOWN = ("video_id", "title", "semantic_id")
 
 
@@ -62,8 +63,8 @@ def query_path(codebook_version: int) -> str:
 
 
 def query(video_id: str, k: int) -> dict[str, Any]:
-    """Return the body that asks for the k videos nearest to a live one, which is itself not among them."""
-    return {"query": point_id(video_id), "limit": k, "with_payload": list(SHOWN)}
+    """Return the body that asks for the k (at most `K_MAX`) videos nearest to a live one, without itself."""
+    return {"query": point_id(video_id), "limit": min(k, K_MAX), "with_payload": list(SHOWN)}
 
 
 def neighbours_in(answer: bytes) -> list[Neighbour]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,11 +25,10 @@ from infra.errors import FreshetError, TransientError
 from infra.log import get_logger
 from infra.settings import Settings
 from infra.storage import write_atomically
-from streams.neighbours import address_path
+from streams.neighbours import K_MAX, address_path
 from workers.catalogue_index import CatalogueIndex, url_to_ask
 
 BODY_MAX_BYTES = 64 * 1024
-LIMIT_MAX = 1000
 IDLE_S = 60.0
 CONNECT_S = 2.0
 OnProgress = Callable[[int, int], None]
@@ -58,6 +58,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.index, self.settings, self.prefix = index, settings, prefix
         self.rebuilding = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong; that a client left before its answer came is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            get_logger().exception("catalogue_answer_failed")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -139,10 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
 def _asked(body: bytes) -> tuple[str, int]:
     """Return the point and the limit of a query, written as its short form or as Qdrant's client writes it."""
     request = json.loads(body)
-    query, limit = request["query"], int(request.get("limit") or 10)
+    query, limit = request["query"], int(request["limit"])
     point = query["nearest"] if isinstance(query, dict) else query
-    if not isinstance(point, str) or not 1 <= limit <= LIMIT_MAX:
-        raise ValueError(f"got {str(point)[:80]!r} and {limit}, at most {LIMIT_MAX}")
+    if not isinstance(point, str) or not 1 <= limit <= K_MAX:
+        raise ValueError(f"got {str(point)[:80]!r} and {limit}, at most {K_MAX}")
     return point, limit
 
 

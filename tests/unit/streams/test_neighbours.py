@@ -8,6 +8,7 @@ import pytest
 from infra.errors import DecodeError
 from infra.settings import QdrantSettings, Settings
 from streams.neighbours import (
+    K_MAX,
     Neighbour,
     address_path,
     catalogue_url,
@@ -30,6 +31,7 @@ def test_query_is_for_the_point_of_the_video() -> None:
     body = query("v1", 3)
     assert (body["query"], body["limit"]) == (point_id("v1"), 3)
     assert point_id("v1") != point_id("v2")
+    assert query("v1", K_MAX + 1)["limit"] == K_MAX
 
 
 def test_answer_is_read_in_its_order() -> None:
