@@ -45,6 +45,8 @@ class QdrantServer:
             return 200, self.engine.create_collection(name, vectors_config=vectors)
         if not exists:
             return 404, f"collection {name} is not here"
+        if (method, call) == ("GET", ""):
+            return 200, self.engine.get_collection(name).model_dump(mode="json")
         return self._on_points(name, call, body)
 
     def _on_points(self, name: str, call: str, body: Any) -> tuple[int, Any]:

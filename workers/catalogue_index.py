@@ -9,7 +9,7 @@ and slow above 20,000 videos. Knows nothing of tries and beams.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -203,14 +203,30 @@ class CatalogueIndex:
                 return
 
     def _upsert(self, version: int, videos: Sequence[SemanticIdAssigned]) -> None:
-        """Insert or replace videos."""
-        if not videos:
+        """Insert or replace videos; skip those whose embedding is none of the codebook's."""
+        name, vectors = collection_name(version), [_vector(video) for video in videos]
+        if not any(vectors):
             return
-        name, points = collection_name(version), [_point(video) for video in videos]
         with self._answering():
-            if not self._client.collection_exists(name):
-                self._create(name, len(decode_embedding(videos[0].embedding_f16)))
-            self._client.upsert(name, points)
+            dimension = self._dimension(name, vectors)
+            points = [
+                _point(video, vector)
+                for video, vector in zip(videos, vectors, strict=True)
+                if len(vector) == dimension
+            ]
+            if points:
+                self._client.upsert(name, points)
+        if len(points) < len(videos):
+            _skip("invalid_embedding", f"{len(videos) - len(points)} without {dimension} numbers")
+
+    def _dimension(self, name: str, vectors: Sequence[list[float]]) -> int:
+        """Return how many numbers an embedding has in a collection, which is there afterwards."""
+        if not self._client.collection_exists(name):
+            ((dimension, _),) = Counter(map(len, filter(None, vectors))).most_common(1)
+            self._create(name, dimension)
+            return dimension
+        vectors_config: Any = self._client.get_collection(name).config.params.vectors
+        return int(vectors_config.size)
 
     def _delete(self, name: str, points: Sequence[str]) -> None:
         for batch in _batches(points):
@@ -282,7 +298,16 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _point(video: SemanticIdAssigned) -> models.PointStruct:
+def _vector(video: SemanticIdAssigned) -> list[float]:
+    """Return a video's embedding; none where it holds anything else."""
+    try:
+        embedding = decode_embedding(video.embedding_f16).astype(np.float32)
+    except ValueError:
+        return []
+    return embedding.tolist() if np.isfinite(embedding).all() else []
+
+
+def _point(video: SemanticIdAssigned, vector: list[float]) -> models.PointStruct:
     text = format_semantic_id(video.semantic_id)
     codes = text.split()
     payload: dict[str, Any] = {
@@ -293,7 +318,6 @@ def _point(video: SemanticIdAssigned) -> models.PointStruct:
         "codebook_version": video.codebook_version,
         "upload_time_ms": video.upload_time_ms,
     }
-    vector = decode_embedding(video.embedding_f16).astype(np.float32).tolist()
     return models.PointStruct(id=point_id(video.video_id), vector=vector, payload=payload)
 
 
@@ -306,8 +330,12 @@ def _fold(records: Iterable[Record]) -> tuple[dict[int, Catalogue], dict[int, se
             video_id, version = parse_semantic_id_key(key)
             catalogues.setdefault(version, Catalogue(version)).apply(key, value)
         except DecodeError as error:
-            metrics.RECORDS.labels(SEMANTIC_IDS.name, "refused").inc()
-            get_logger().warning("semantic_id_skipped", reason=error.reason, error=str(error))
+            _skip(error.reason, str(error))
             continue
         touched[version].add(video_id)
     return catalogues, touched
+
+
+def _skip(reason: str, error: str) -> None:
+    metrics.RECORDS.labels(SEMANTIC_IDS.name, "refused").inc()
+    get_logger().warning("semantic_id_skipped", reason=reason, error=error)

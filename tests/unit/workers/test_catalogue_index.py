@@ -120,6 +120,22 @@ def test_bad_record_is_skipped_and_the_rest_goes_in(index: CatalogueIndex) -> No
     assert points(index) == {point_id("Cats indoors")}
 
 
+@pytest.mark.parametrize(
+    "embedding",
+    ["", "%", "AAA=", encode_embedding(np.ones(2, np.float16)),
+     encode_embedding(np.array([np.nan, 1, 1], np.float16))],
+)  # fmt: skip
+@pytest.mark.parametrize("first", [False, True])
+def test_embedding_that_is_none_of_the_codebooks_is_skipped_and_the_rest_goes_in(
+    index: CatalogueIndex, embedding: str, first: bool
+) -> None:
+    bad = record("Space telescope", embedding_f16=embedding)
+    good = [record("Cats indoors"), record("Dogs at play")]
+    index.apply([bad, *good] if first else good)
+    index.apply([bad])
+    assert points(index) == {point_id("Cats indoors"), point_id("Dogs at play")}
+
+
 def test_more_videos_than_one_batch_all_go_in(index: CatalogueIndex) -> None:
     count = UPSERT_BATCH + 3
     index.apply(record("v", (1.0, n / count), video_id=str(n)) for n in range(count))
