@@ -52,7 +52,7 @@ RECOMMENDATIONS = "/v1/recommendations"
 
 @dataclass
 class Promoted:
-    """What was promoted when; good checkpoints by version, and by the time at which the broker had the last pointer."""
+    """What was promoted when; good checkpoints by version, and when each was announced, on the wall clock."""
 
     good: dict[int, CheckpointPromoted]
     at_s: dict[int, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Run:
 
     Attributes:
         pairs: of windows, as (quiet from, swaps from, until), on the wall clock.
-        rolled_back: when the pointer back was sent, and which version it takes away.
+        rolled_back: when the broker had the pointer back, and which version that takes away.
     """
 
     promoted: Promoted
@@ -135,7 +135,8 @@ def _pair(
     stage.promote(bad)
     promoted.spoiled += 1
     time.sleep((GOOD_AT - SPOILED_AT) * window_s)
-    promoted.at_s[good.model_version] = stage.promote(good)
+    promoted.at_s[good.model_version] = time.time()
+    stage.promote(good)
     time.sleep(max(0.0, swaps_s + window_s - time.time()))
     return quiet_s, swaps_s, time.time()
 
@@ -144,7 +145,8 @@ def _killed_in_swap(stage: Stage, good: CheckpointPromoted, promoted: Promoted) 
     """Promote a checkpoint and kill a replica as soon as it has a file of it open; return whether it had."""
     victim = stage.replicas()[0]
     folder = f"{stage.settings.storage.root}/{good.path}/"
-    promoted.at_s[good.model_version] = stage.promote(good)
+    promoted.at_s[good.model_version] = time.time()
+    stage.promote(good)
     ends = time.monotonic() + MID_SWAP_S
     reading = False
     while not reading and time.monotonic() < ends:
