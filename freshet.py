@@ -17,8 +17,10 @@ from confluent_kafka import KafkaException
 
 from infra.errors import ConfigError, FreshetError
 from infra.settings import Settings, load_settings, with_values
+from workers.catalogue_operations import catalogue
 from workers.operations import dead_letters, sids
 from workers.shard_operations import shards, users
+from workers.table_operations import table
 
 app = typer.Typer(
     name="freshet",
@@ -34,9 +36,11 @@ app.add_typer(topics, name="topics")
 encoders = typer.Typer(help="Bring your own encoders.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
 app.add_typer(sids, name="sids")
+app.add_typer(catalogue, name="catalogue")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(shards, name="shards")
 app.add_typer(users, name="users")
+app.add_typer(table, name="table")
 
 Share = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Share of all watches that is the earlier part.")
@@ -283,6 +287,15 @@ def seal_watches() -> None:
 def freshness() -> None:
     """Measure coverage and stage delays."""
     from workers.freshness import run
+    from workers.stack import with_local_kafka
+
+    run(with_local_kafka(_settings()))
+
+
+@worker.command("catalogue")
+def keep_catalogue() -> None:
+    """Keep the catalogue of neighbours in Qdrant in step."""
+    from workers.catalogue import run
     from workers.stack import with_local_kafka
 
     run(with_local_kafka(_settings()))

@@ -34,6 +34,21 @@ class TransientError(FreshetError):
     """It may work later: retry within a budget."""
 
 
+class Overloaded(TransientError):  # noqa: N818 - a state of ours, no fault of anyone
+    """More is asked than can be answered: answer more cheaply, or say when to come back.
+
+    Attributes:
+        waiting: how many wait already.
+    """
+
+    def __init__(self, message: str, waiting: int = 0) -> None:
+        super().__init__(message, waiting)
+        self.waiting = waiting
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class GateError(FreshetError):
     """A trained model failed a gate: keep the promoted one.
 

@@ -120,7 +120,19 @@ REQUEST_SECONDS = Histogram(
     ["route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-SWAPS = Counter("freshet_serving_swaps_total", "Checkpoint swaps, by outcome.", ["outcome"])
+SEARCH_WAIT = Histogram(
+    "freshet_serving_search_wait_seconds",
+    "Seconds that a call waits until its beam search begins.",
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+SEARCH_BATCH = Histogram(
+    "freshet_serving_search_batch_requests",
+    "Requests that are searched together.",
+    buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32),
+)
+SWAPS = Counter(
+    "freshet_serving_swaps_total", "Checkpoint swaps, by model and outcome.", ["model", "outcome"]
+)
 LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
 IMPRESSIONS = Counter(
     "freshet_freshness_impressions_total",
@@ -142,6 +154,18 @@ MODEL_VERSION = Gauge(
 )
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."
+)
+TABLE_BUILDS = Counter(
+    "freshet_table_builds_total", "Builds of the offline table, by outcome.", ["outcome"]
+)
+DEGRADED = Counter(
+    "freshet_serving_degraded_total",
+    "Requests answered without the LRM, because too many waited for a search.",
+)
+NEIGHBOURS = Counter(
+    "freshet_serving_neighbours_total",
+    "Questions to the catalogue for neighbours, by outcome: answered, failed, or not_asked after a failure.",
+    ["outcome"],
 )
 LAST_SUCCESS = Gauge(
     "freshet_last_success_timestamp_seconds", "When a stage last succeeded.", ["stage"]

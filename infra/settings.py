@@ -189,6 +189,65 @@ class ServeSettings(_Group):
         0.2, gt=0, description="seconds between polls of the topics behind the views"
     )
     log_impressions: bool = Field(True, description="log impressions to serving.impressions")
+    fresh_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of an answer's places that the arm lrm_fresh fills with new videos",
+    )
+    fresh_max_age_h: float = Field(
+        24.0,
+        gt=0,
+        description="hours since upload, on the events' clock, up to which these are new",
+    )
+    batch_max: int = Field(8, ge=1, description="requests that are searched for together")
+    waiting_max: int = Field(
+        16,
+        ge=1,
+        description="requests that wait for a search; what is beyond is answered without the LRM",
+    )
+
+
+class ExperimentSettings(_Group):
+    """Which users are answered by which arm; whoever knows these settings knows every user's arm."""
+
+    arms: tuple[str, ...] = Field(
+        ("lrm",),
+        min_length=1,
+        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, each with a weight where that is "
+        'not 1: ["lrm:9", "lrm_fresh"]; who has no user id gets the first',
+    )
+    salt: str = Field("", description="another one deals the users anew")
+
+
+TableRoute = Literal["no_user", "watch_next_head"]
+
+
+class TableSettings(_Group):
+    """The offline table: what to watch after each head video, computed ahead."""
+
+    head: int = Field(
+        10_000, ge=1, description="videos that have a row: the most viewed of the last 7 days"
+    )
+    related: int = Field(50, ge=1, le=1_000, description="videos in a row")
+    interval_h: float = Field(24.0, gt=0, description="hours between two builds")
+    first_build_s: float = Field(
+        1_800.0,
+        ge=0,
+        description="seconds from a start until the first table is built, where there is none yet",
+    )
+    kept_overlap: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="rows whose prompt is as before are kept while a sample of them, computed anew, has at least this "
+        "share of its first 10 in common; below it all rows are built again",
+    )
+    route: tuple[TableRoute, ...] = Field(
+        ("no_user",),
+        description="requests that the table answers (JSON list): no_user: nothing known of the viewer, a context "
+        "video that has a row; watch_next_head: whoever watches one; [] sends none there",
+    )
 
 
 class RaySettings(_Group):
@@ -208,8 +267,14 @@ class MetricsSettings(_Group):
     freshness_port: int = Field(
         0, ge=0, description="port of the freshness worker's /metrics; 0 is off"
     )
+    catalogue_port: int = Field(
+        0, ge=0, description="port of the catalogue worker's /metrics; 0 is off"
+    )
     training_port: int = Field(
         0, ge=0, description="port of the training loop's /metrics; 0 is off"
+    )
+    table_port: int = Field(
+        0, ge=0, description="port of the offline table's builder's /metrics; 0 is off"
     )
 
 
@@ -217,7 +282,8 @@ class QdrantSettings(_Group):
     """The catalogue view."""
 
     url: str = Field(
-        "", description="a Qdrant server that the freshness worker keeps in step; empty: none"
+        "",
+        description="a Qdrant server that the catalogue worker keeps in step; empty: it has one in its own memory",
     )
 
 
@@ -264,6 +330,8 @@ class Settings(_Group):
     watches: WatchSettings = WatchSettings()
     training: TrainingSettings = TrainingSettings()
     serve: ServeSettings = ServeSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
+    table: TableSettings = TableSettings()
     ray: RaySettings = RaySettings()
     metrics: MetricsSettings = MetricsSettings()
     qdrant: QdrantSettings = QdrantSettings()

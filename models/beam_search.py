@@ -1,10 +1,10 @@
 """Beam search for live semantic IDs with a Hugging Face causal LM; knows nothing of requests, text and swaps.
 
-The prompt is run once. Afterwards the beams of a request are not rows with a cache each but tokens side by side in
-the request's one row: each attends to the prompt and to its own ancestors, and to no other beam. So the prompt's
-keys and values are neither repeated nor reordered.
+A prompt is run once, also when several requests ask it of different views. Afterwards its beams are not rows with a
+cache each but tokens side by side in the prompt's one row: each attends to the prompt and to its own ancestors, and
+to no other beam. So the prompt's keys and values are neither repeated nor reordered.
 
-Legend: B requests, W beams of a request, T tokens in the cache, V vocabulary, K codes of a level, C children.
+Legend: B distinct prompts, W beams, T tokens in the cache, V vocabulary, K codes of a level, C children.
 """
 
 from __future__ import annotations
@@ -44,6 +44,21 @@ class _Beams(NamedTuple):
     log_probs_W: NDArray[np.float64]
 
 
+class _Place(NamedTuple):
+    """Where a request's beams stand: in which prompt's row, from where to where."""
+
+    row: int
+    start: int
+    stop: int
+
+
+class _Row(NamedTuple):
+    """What is appended behind a prompt: of each beam, its place in the step before, and its newest code."""
+
+    parents_W: NDArray[np.int64]
+    codes_W: NDArray[np.int64]
+
+
 @torch.inference_mode()
 def beam_search(
     model: PreTrainedModel,
@@ -67,18 +82,21 @@ def beam_search(
         ValueError: the arguments disagree in number or size, or a prompt is empty.
     """
     _check(prompts, views, level_token_ids, beam_width, top_k)
-    if not any(len(view) for view in views):
+    if not any(views):
         return [[] for _ in views]
+    distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    places = [_Place(distinct[tuple(prompt)], 0, 1) for prompt in prompts]
     decoder = _SharedPromptDecoder(model, pad_token_id)
-    logits_BWV = decoder.prefill(prompts)
+    logits_BWV = decoder.prefill(list(distinct))
     searches = [_root() for _ in prompts]
     for level, token_ids_K in enumerate(level_token_ids):
         if level > 0:
-            logits_BWV = decoder.step(searches, level_token_ids[level - 1])
+            places, rows = _side_by_side(searches, places, len(distinct))
+            logits_BWV = decoder.step(rows, level_token_ids[level - 1])
         log_probs_BWK = _code_log_probs(logits_BWV, token_ids_K)
         searches = [
-            _extended(beams, view, level, log_probs_WK, beam_width)
-            for beams, view, log_probs_WK in zip(searches, views, log_probs_BWK, strict=True)
+            _extended(beams, view, level, log_probs_BWK[at.row, at.start : at.stop], beam_width)
+            for beams, view, at in zip(searches, views, places, strict=True)
         ]
         if not any(len(beams.codes_W) for beams in searches):
             break
@@ -113,6 +131,26 @@ def _root() -> _Beams:
     return _Beams(nothing, nothing, nothing, np.zeros(1))
 
 
+def _side_by_side(
+    searches: Sequence[_Beams], before: Sequence[_Place], num_rows: int
+) -> tuple[list[_Place], list[_Row]]:
+    """Set the beams of all requests behind their prompts; those of one prompt one request after the other."""
+    widths = [0] * num_rows
+    parents: list[list[NDArray[np.int64]]] = [[] for _ in range(num_rows)]
+    codes: list[list[NDArray[np.int64]]] = [[] for _ in range(num_rows)]
+    places = []
+    for beams, (row, start, _) in zip(searches, before, strict=True):
+        places.append(_Place(row, widths[row], widths[row] + len(beams.codes_W)))
+        widths[row] = places[-1].stop
+        parents[row].append(start + beams.parents_W)
+        codes[row].append(beams.codes_W)
+    rows = [
+        _Row(np.concatenate(each), np.concatenate(newest))
+        for each, newest in zip(parents, codes, strict=True)
+    ]
+    return places, rows
+
+
 def _code_log_probs(logits_BWV: torch.Tensor, token_ids_K: torch.Tensor) -> NDArray[np.float32]:
     """Return log_softmax over the whole vocabulary, at the level's codes only: [B, W, K]."""
     logits_BWV = logits_BWV.float()
@@ -129,30 +167,32 @@ def _extended(
     beam_width: int,
 ) -> _Beams:
     """Return the best allowed continuations of all beams, at most beam_width."""
-    children = view.children(beams.prefixes_W, level)
-    log_probs_C = beams.log_probs_W[children.row_C] + log_probs_WK[children.row_C, children.code_C]
-    # Children are ascending by prefix: a stable sort prefers the smaller key among equals.
-    best = np.sort(np.argsort(-log_probs_C, kind="stable")[:beam_width])
-    return _Beams(
-        children.row_C[best], children.code_C[best], children.prefix_C[best], log_probs_C[best]
+    best = view.best_children(
+        beams.prefixes_W, level, beams.log_probs_W, log_probs_WK, count=beam_width
     )
+    return _Beams(best.row_C, best.code_C, best.prefix_C, best.log_probs_C)
 
 
 def _best(beams: _Beams, view: TrieView, top_k: int) -> list[Candidate]:
-    best = np.argsort(-beams.log_probs_W, kind="stable")[:top_k]
-    keys = beams.prefixes_W[best]
-    semantic_ids = view.space.unpack(keys).tolist()
-    video_ids = [view.video_id_of(key) for key in keys.tolist()]
-    log_probs = beams.log_probs_W[best].tolist()
-    return [
+    """Return the best beams whose videos are live still."""
+    order = np.argsort(-beams.log_probs_W, kind="stable")
+    keys = beams.prefixes_W[order]
+    rows = zip(
+        view.space.unpack(keys).tolist(),
+        view.video_ids_of(keys),
+        beams.log_probs_W[order].tolist(),
+        strict=True,
+    )
+    found = [
         Candidate(tuple(semantic_id), video_id, log_prob)
-        for semantic_id, video_id, log_prob in zip(semantic_ids, video_ids, log_probs, strict=True)
+        for semantic_id, video_id, log_prob in rows
         if video_id is not None
     ]
+    return found[:top_k]
 
 
 class _SharedPromptDecoder:
-    """One cache row per request: its prompt, then the tokens of all its beams, level after level."""
+    """One cache row per prompt: the prompt, then the tokens of all its beams, level after level."""
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
         self._model = model
@@ -160,35 +200,38 @@ class _SharedPromptDecoder:
         self._cache = DynamicCache()
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Run the prompts, padded on the left, and return the logits after the last token [B, 1, V]."""
-        longest = max(len(prompt) for prompt in prompts)
-        padding = [longest - len(prompt) for prompt in prompts]
-        rows = [
-            [self._pad_token_id] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)
-        ]
-        tokens_BT = torch.tensor(rows, device=self._model.device)
-        start_B1 = torch.tensor(padding, device=tokens_BT.device)[:, None]
-        positions_BT = torch.arange(longest, device=tokens_BT.device) - start_B1
-        is_prompt_BT = positions_BT >= 0
-        # What each beam may attend to; at first there is one beam, the prompt itself.
-        self._visible_BWT = is_prompt_BT[:, None, :]
-        self._next_position_B1 = longest - start_B1
-        return self._model(
-            input_ids=tokens_BT,
-            attention_mask=is_prompt_BT.long(),
-            position_ids=positions_BT.clamp(min=0),
-            past_key_values=self._cache,
-            logits_to_keep=1,
-        ).logits
+        """Run the prompts and return the logits after the last token of each [B, 1, V].
 
-    def step(self, searches: Sequence[_Beams], token_ids_K: torch.Tensor) -> torch.Tensor:
-        """Append the beams' newest codes to the cache and return the logits after each [B, W, V].
-
-        A request with fewer beams than another fills its row with copies of code 0, which nobody reads.
+        They are padded on the right: no token of a prompt looks ahead, so this pass needs no mask but the causal
+        one, of which attention computes half.
         """
         device = self._model.device
-        parents_BW = _stacked([beams.parents_W for beams in searches]).to(device)
-        codes_BW = _stacked([beams.codes_W for beams in searches]).to(device)
+        lengths = [len(prompt) for prompt in prompts]
+        rows = [
+            [*prompt, *[self._pad_token_id] * (max(lengths) - len(prompt))] for prompt in prompts
+        ]
+        tokens_BT = torch.tensor(rows, device=device)
+        self._next_position_B1 = torch.tensor(lengths, device=device)[:, None]
+        positions_T = torch.arange(max(lengths), device=device)
+        # What each beam may attend to; at first there is one beam, the prompt itself.
+        self._visible_BWT = (positions_T < self._next_position_B1)[:, None, :]
+        ends_E, end_of_B = (self._next_position_B1[:, 0] - 1).unique(return_inverse=True)
+        logits_BEV: torch.Tensor = self._model(
+            input_ids=tokens_BT,
+            position_ids=positions_T.expand(len(rows), -1),
+            past_key_values=self._cache,
+            logits_to_keep=ends_E,
+        ).logits
+        return logits_BEV[torch.arange(len(rows), device=device), end_of_B][:, None]
+
+    def step(self, rows: Sequence[_Row], token_ids_K: torch.Tensor) -> torch.Tensor:
+        """Append the beams' newest codes to the cache and return the logits after each [B, W, V].
+
+        A row with fewer beams than another is filled with copies of code 0, which nobody reads.
+        """
+        device = self._model.device
+        parents_BW = _stacked([row.parents_W for row in rows]).to(device)
+        codes_BW = _stacked([row.codes_W for row in rows]).to(device)
         batch, width = codes_BW.shape
         seen_T = self._visible_BWT.shape[-1]
         ancestors_BWT = self._visible_BWT.gather(1, parents_BW[..., None].expand(-1, -1, seen_T))

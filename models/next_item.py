@@ -224,10 +224,17 @@ def rank(
                 scores_N[list(excluded[row])] = -torch.inf
             if num_live is not None:
                 scores_N[num_live[row] :] = -torch.inf
-        # A stable sort keeps equals in the order of their numbers, which topk does not promise.
-        values_BN, order_BN = scores_BN.sort(dim=1, descending=True, stable=True)
-        found += [
-            order_N[:top_k][values_N[:top_k] > -torch.inf].tolist()
-            for values_N, order_N in zip(values_BN, order_BN, strict=True)
-        ]
+        found += [highest(scores_N, top_k) for scores_N in scores_BN]
     return found
+
+
+def highest(scores_N: Tensor, top_k: int) -> list[int]:
+    """Return where the highest scores are; of equals, which topk may pick as it likes, the smaller numbers."""
+    wanted = min(top_k, len(scores_N))
+    if wanted == 0:
+        return []
+    (number_M,) = torch.where(scores_N >= scores_N.topk(wanted).values[-1])
+    values_M, order_M = scores_N[number_M].sort(descending=True, stable=True)
+    first = order_M[:wanted][values_M[:wanted] > -torch.inf]
+    numbers: list[int] = number_M[first].tolist()
+    return numbers

@@ -1,26 +1,30 @@
-"""The trie of live semantic IDs: sorted arrays, copied on write; knows nothing of models, beams and topics.
+"""The trie of live semantic IDs: what may be generated next, at this moment; knows nothing of models, beams and topics.
 
-A snapshot is never changed, so a search reads it from any thread while the next snapshot is being made.
+A view is no snapshot: each of its methods answers of what is live while it runs. So a video that was removed is not
+found by the next step of a search that is under way, and one that was inserted is.
 
-Legend: N videos of a snapshot, sorted by packed key; W prefixes asked about; C children; M entries written; L levels.
+Legend: W prefixes asked about; K codes of a level; C children; X keys a row may not repeat; M entries written;
+L levels.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.semantic_id import SemanticId, SemanticIdSpace
+from models.trie_entries import NO_SIEVE, Batch, Entries, State
 from models.trie_filters import Filters
+from models.trie_kernels import Sieve, any_passes, best_children, children, locate, passing, ranges
+from models.trie_segments import text_of
 
 Int64s = NDArray[np.int64]
-Texts = NDArray[np.object_]
+OVERLAY_MAX = 16_384
+"""Copied in a tenth of a millisecond; a merge per so many inserts."""
 
 
 class Children(NamedTuple):
@@ -37,135 +41,186 @@ class Children(NamedTuple):
     prefix_C: Int64s
 
 
-@dataclass(frozen=True, eq=False)
+class BestChildren(NamedTuple):
+    """The best of the codes that may follow some prefixes, in the order of (prefix with the code, row)."""
+
+    row_C: Int64s
+    code_C: Int64s
+    prefix_C: Int64s
+    log_probs_C: NDArray[np.float64]
+
+
 class TrieView:
-    """An immutable snapshot of the live semantic IDs; its arrays are read-only and aligned.
+    """The live semantic IDs whose videos pass some filters, as they are at each call; for any number of threads."""
 
-    Attributes:
-        space: which semantic IDs can exist.
-        keys_N: packed semantic IDs, ascending.
-        video_ids_N: str objects.
-        upload_times_ms_N: UTC epoch milliseconds.
-        channels_N, languages_N: str objects.
-    """
-
-    space: SemanticIdSpace
-    keys_N: Int64s
-    video_ids_N: Texts
-    upload_times_ms_N: Int64s
-    channels_N: Texts
-    languages_N: Texts
-
-    def __post_init__(self) -> None:
-        for array in self._columns:
-            array.flags.writeable = False
-
-    @property
-    def _columns(self) -> tuple[NDArray[Any], ...]:
-        return (
-            self.keys_N,
-            self.video_ids_N,
-            self.upload_times_ms_N,
-            self.channels_N,
-            self.languages_N,
-        )
+    def __init__(self, space: SemanticIdSpace, entries: Entries, filters: tuple[Filters, ...] = ()):
+        """See these entries through all of the filters."""
+        self.space = space
+        self._entries, self._filters = entries, filters
+        self._below = (*np.cumsum(space.level_bits[::-1])[::-1].tolist(), 0)
+        self._resolved: tuple[State, Sieve] | None = None
 
     def __len__(self) -> int:
-        return len(self.keys_N)
+        """Return how many videos pass; with filters, all entries are looked at."""
+        if not self._filters:
+            return self._entries.num_live
+        state, sieve = self._seen()
+        none = np.empty(0, np.int64)
+        return sum(passing(one, sieve, none) for one in (state.base.segment, state.overlay.segment))
+
+    def __bool__(self) -> bool:
+        """Return whether any video passes; the first that does is enough."""
+        if not self._filters:
+            return self._entries.num_live > 0
+        state, sieve = self._seen()
+        return any_passes(state.base.segment, state.overlay.segment, sieve)
+
+    def __contains__(self, video_id: object) -> bool:
+        return isinstance(video_id, str) and self.allows(video_id)
+
+    def allows(self, video_id: str) -> bool:
+        """Return whether a video is live and passes the filters."""
+        key = self._entries.key_of(video_id)
+        return key is not None and self.video_id_of(key) == video_id
+
+    def filtered(self, filters: Filters) -> TrieView:
+        """Return a view of only what passes these filters, too; nothing is copied or rebuilt."""
+        return TrieView(self.space, self._entries, (*self._filters, filters)) if filters else self
+
+    def some_video_ids(self, count: int) -> list[str]:
+        """Return the videos of the smallest keys, up to so many."""
+        state, sieve = self._seen()
+        found_C, new_C = np.empty((2, count), np.int64)
+        found_C = found_C[: passing(state.base.segment, sieve, found_C)]
+        new_C = new_C[: passing(state.overlay.segment, sieve, new_C)]
+        in_base = zip(
+            state.base.segment.keys_N[found_C].tolist(),
+            (text_of(state.base.texts, at) for at in found_C.tolist()),
+            strict=True,
+        )
+        in_overlay = zip(
+            state.overlay.segment.keys_N[new_C].tolist(),
+            state.overlay.video_ids_N[new_C].tolist(),
+            strict=True,
+        )
+        return [video_id for _, video_id in sorted([*in_base, *in_overlay])[:count]]
 
     def video_id_of(self, key: int) -> str | None:
-        """Return the video that holds this packed semantic ID here, or None."""
-        position = int(np.searchsorted(self.keys_N, key))
-        if position == len(self) or self.keys_N[position] != key:
-            return None
-        return str(self.video_ids_N[position])
+        """Return the video that holds this packed semantic ID and passes, or None."""
+        return self.video_ids_of(np.array([key], np.int64))[0]
+
+    def video_ids_of(self, keys_C: Int64s) -> list[str | None]:
+        """Return for each packed semantic ID the video that holds it and passes, or None."""
+        state, sieve = self._seen()
+        keys_C = _plain(keys_C, np.int64)
+        found_C, new_C = np.empty((2, len(keys_C)), np.int64)
+        locate(state.base.segment, state.overlay.segment, sieve, keys_C, found_C, new_C)
+        return [
+            str(state.overlay.video_ids_N[new])
+            if new >= 0
+            else text_of(state.base.texts, at)
+            if at >= 0
+            else None
+            for at, new in zip(found_C.tolist(), new_C.tolist(), strict=True)
+        ]
 
     def children(self, prefixes_W: Int64s, level: int) -> Children:
-        """Return every code of `level` that leads from each prefix to a live semantic ID.
+        """Return every code of `level` that leads from each prefix to a video that passes.
 
         A prefix that leads nowhere has no children; that is not an error.
 
         Shapes: prefixes_W, each of `level` codes, packed (level 0: the one empty prefix, 0) -> three arrays [C].
         """
-        longer = self._prefixes[level]
+        state, sieve = self._seen()
+        prefixes_W = _plain(prefixes_W, np.int64)
+        bits, ranges_W4 = self.space.level_bits[level], self._ranges(state, prefixes_W, level)
+        sizes_W = ranges_W4[:, 1] - ranges_W4[:, 0] + ranges_W4[:, 3] - ranges_W4[:, 2]
+        row_C, prefix_C = np.empty((2, int(np.minimum(sizes_W, 1 << bits).sum())), np.int64)
+        count = children(
+            state.base.segment, state.overlay.segment, sieve, ranges_W4, prefixes_W,
+            bits, self._below[level + 1], row_C, prefix_C,
+        )  # fmt: skip
+        prefix_C = prefix_C[:count]
+        return Children(row_C[:count], prefix_C & ((1 << bits) - 1), prefix_C)
+
+    def best_children(
+        self,
+        prefixes_W: Int64s,
+        level: int,
+        log_probs_W: NDArray[np.float64],
+        log_probs_WK: NDArray[np.float32],
+        *,
+        count: int,
+        repeated_WX: Int64s | None = None,
+    ) -> BestChildren:
+        """Return the `count` children of the greatest sums of log-probs; ties go to the smaller key, then row.
+
+        It is what sorting `children` would find, in one pass. A sum that is no number ranks last, and is kept.
+
+        Shapes: prefixes_W as for `children`; log_probs_W of the prefixes; log_probs_WK of each code after each;
+        repeated_WX: packed semantic IDs that may not be reached from each row (-1: none).
+        """
+        state, sieve = self._seen()
+        prefixes_W = _plain(prefixes_W, np.int64)
+        log_probs_W = _plain(log_probs_W, np.float64)
+        log_probs_WK = _plain(log_probs_WK, np.float32)
+        if repeated_WX is None:
+            repeated_WX = np.empty((len(prefixes_W), 0), np.int64)
         bits = self.space.level_bits[level]
-        starts_W = np.searchsorted(longer, prefixes_W << bits)
-        counts_W = np.searchsorted(longer, (prefixes_W + 1) << bits) - starts_W
-        row_C = np.repeat(np.arange(len(prefixes_W)), counts_W)
-        # Count on within each row: its own start, plus how far C has come since the row began.
-        row_offsets_W = np.cumsum(counts_W) - counts_W
-        prefix_C = longer[np.arange(len(row_C)) + (starts_W - row_offsets_W)[row_C]]
-        return Children(row_C, prefix_C & ((1 << bits) - 1), prefix_C)
+        scores_C = np.empty(count, np.float64)
+        prefix_C, row_C = np.empty((2, count), np.int64)
+        found = best_children(
+            state.base.segment, state.overlay.segment, sieve,
+            self._ranges(state, prefixes_W, level), prefixes_W, bits, self._below[level + 1],
+            np.argsort(-log_probs_W, kind="stable"), log_probs_W, log_probs_WK,
+            _plain(repeated_WX, np.int64), scores_C, prefix_C, row_C,
+        )  # fmt: skip
+        order = np.lexsort((row_C[:found], prefix_C[:found]))
+        row_C, prefix_C = row_C[order], prefix_C[order]
+        code_C = prefix_C & ((1 << bits) - 1)
+        return BestChildren(
+            row_C, code_C, prefix_C, log_probs_W[row_C] + log_probs_WK[row_C, code_C]
+        )
 
-    def allows(self, video_id: str) -> bool:
-        """Return whether a video is live and passes the filters."""
-        return video_id in self._video_ids
+    def _ranges(self, state: State, prefixes_W: Int64s, level: int) -> Int64s:
+        ranges_W4 = np.empty((len(prefixes_W), 4), np.int64)
+        ranges(state.base.segment, state.overlay.segment, prefixes_W, self._below[level], ranges_W4)
+        return ranges_W4
 
-    def __contains__(self, video_id: object) -> bool:
-        return video_id in self._video_ids
-
-    def some_video_ids(self, count: int) -> list[str]:
-        """Return up to so many of the videos here, always the same ones of one view."""
-        found: list[str] = self.video_ids_N[:count].tolist()
-        return found
-
-    def filtered(self, filters: Filters) -> TrieView:
-        """Return a view of only the videos that pass the filters."""
-        keep_N = np.ones(len(self), dtype=np.bool_)
-        if filters.uploaded_after_ms is not None:
-            keep_N &= self.upload_times_ms_N >= filters.uploaded_after_ms
-        keep_N &= ~_one_of(self.video_ids_N, filters.excluded_video_ids)
-        keep_N &= ~_one_of(self.channels_N, filters.excluded_channels)
-        if filters.languages:
-            keep_N &= _one_of(self.languages_N, filters.languages) & (self.languages_N != "")
-        return self if keep_N.all() else self.restricted(keep_N)
-
-    def restricted(self, keep_N: NDArray[np.bool_]) -> TrieView:
-        """Return a view of only the videos to keep."""
-        return TrieView(self.space, *(column[keep_N] for column in self._columns))
-
-    @cached_property
-    def _video_ids(self) -> frozenset[str]:
-        return frozenset(self.video_ids_N)
-
-    @cached_property
-    def _prefixes(self) -> list[Int64s]:
-        """Return, for each level, the distinct packed prefixes that end there, ascending."""
-        prefixes = [self.keys_N]
-        for bits in reversed(self.space.level_bits[1:]):
-            shorter = prefixes[0] >> bits
-            first_of_its_kind = np.diff(shorter, prepend=-1) != 0
-            prefixes.insert(0, shorter[first_of_its_kind])
-        return prefixes
+    def _seen(self) -> tuple[State, Sieve]:
+        """Return the newest state, and the filters in its numbers."""
+        state = self._entries.state
+        if not self._filters:
+            return state, NO_SIEVE
+        if self._resolved is None or self._resolved[0] is not state:
+            self._resolved = self._entries.sieve(self._filters)
+        return self._resolved
 
 
 class LiveTrie:
-    """The live semantic IDs, each held by one video; writers take turns, readers take `view`.
+    """The live semantic IDs, each held by one video; writers take turns, readers take `view` and never wait.
 
-    A write copies the arrays and swaps one reference: no reader waits, and none sees half a write.
+    What is inserted or removed is so for every call of a view that begins after the write has returned. A batch is
+    inserted at one moment, but a video that changes its semantic ID is for an instant under neither.
     """
 
-    def __init__(self, space: SemanticIdSpace) -> None:
-        self._writing = threading.Lock()
-        self._key_of: dict[str, int] = {}
-        numbers, texts = np.empty(0, np.int64), np.empty(0, np.object_)
-        self._view = TrieView(space, numbers, texts, numbers, texts, texts)
+    def __init__(self, space: SemanticIdSpace, *, overlay_max: int = OVERLAY_MAX) -> None:
+        """Start empty; after `overlay_max` inserts the sorted base is made anew, in the background."""
+        self._entries = Entries(bits=space.bits, overlay_max=overlay_max)
+        self._view = TrieView(space, self._entries)
 
     def __len__(self) -> int:
-        return len(self._view)
+        return self._entries.num_live
 
     @property
     def view(self) -> TrieView:
-        """The newest snapshot; take it once per request."""
+        """What is live, now and later."""
         return self._view
 
     def semantic_id_of(self, video_id: str) -> SemanticId | None:
         """Return the live semantic ID of a video, or None."""
-        key = self._key_of.get(video_id)
-        if key is None:
-            return None
-        codes_L = self._view.space.unpack(np.array([key], dtype=np.int64))[0]
-        return tuple(int(code) for code in codes_L)
+        key = self._entries.key_of(video_id)
+        return None if key is None else self._unpacked(key)
 
     def insert(
         self,
@@ -198,7 +253,7 @@ class LiveTrie:
         channels: Sequence[str] | None = None,
         languages: Sequence[str] | None = None,
     ) -> None:
-        """Make many videos live with one sort and one merge, all or none; the last entry of a video counts.
+        """Make many videos live at one moment, all or none; the last entry of a video counts.
 
         Shapes: semantic_ids [M, L], video_ids, upload_times_ms, channels and languages [M].
 
@@ -217,61 +272,59 @@ class LiveTrie:
         if len(video_ids) == 0:
             return
         keys_M = self._view.space.pack(np.asarray(semantic_ids))
-        last_entries = np.array(list({v: i for i, v in enumerate(video_ids)}.values()))
-        order = last_entries[np.argsort(keys_M[last_entries])]
-        new_ids, new_channels, new_languages = (
-            np.array(texts, dtype=np.object_)[order] for texts in (video_ids, channels, languages)
+        last = np.fromiter({v: i for i, v in enumerate(video_ids)}.values(), np.int64)
+        order = last[np.argsort(keys_M[last], kind="stable")]
+        keys_M, places = keys_M[order], order.tolist()
+        for one in np.flatnonzero(keys_M[1:] == keys_M[:-1])[:1].tolist():
+            raise self._refused(
+                int(keys_M[one]), video_ids[places[one]], video_ids[places[one + 1]]
+            )
+        batch = Batch(
+            keys_M,
+            [video_ids[place] for place in places],
+            np.asarray(upload_times_ms, dtype=np.int64)[order],
+            [channels[place] for place in places],
+            [languages[place] for place in places],
         )
-        new_times = np.asarray(upload_times_ms, dtype=np.int64)[order]
-        new = TrieView(
-            self._view.space, keys_M[order], new_ids, new_times, new_channels, new_languages
-        )
-        with self._writing:
-            retired = [self._key_of[v] for v in new_ids if v in self._key_of]
-            kept = self._without(retired) if retired else self._view
-            self._view = _merged(kept, new)
-            self._key_of.update(zip(new_ids, keys_M[order].tolist(), strict=True))
+        self._entries.insert(batch, refuse=self._refused)
 
     def remove(self, video_id: str) -> bool:
         """Take a video out; return whether it was live."""
-        with self._writing:
-            key = self._key_of.pop(video_id, None)
-            if key is None:
-                return False
-            self._view = self._without([key])
-            return True
+        return self._entries.remove(video_id)
 
-    def _without(self, live_keys: Sequence[int]) -> TrieView:
-        view = self._view
-        keep_N = np.ones(len(view), dtype=np.bool_)
-        keep_N[np.searchsorted(view.keys_N, np.array(live_keys, dtype=np.int64))] = False
-        return view.restricted(keep_N)
+    def settle(self) -> None:
+        """Merge all that was inserted into the sorted base, and wait for it."""
+        self._entries.settle()
 
-
-def _merged(view: TrieView, new: TrieView) -> TrieView:
-    """Return the view with the new entries put in their places."""
-    places_M = np.searchsorted(view.keys_N, new.keys_N)
-    merged = TrieView(
-        view.space,
-        np.insert(view.keys_N, places_M, new.keys_N),
-        np.insert(view.video_ids_N, places_M, new.video_ids_N),
-        np.insert(view.upload_times_ms_N, places_M, new.upload_times_ms_N),
-        np.insert(view.channels_N, places_M, new.channels_N),
-        np.insert(view.languages_N, places_M, new.languages_N),
-    )
-    doubled = np.flatnonzero(merged.keys_N[1:] == merged.keys_N[:-1])
-    if len(doubled) > 0:
-        semantic_id = tuple(view.space.unpack(merged.keys_N[doubled[:1]])[0].tolist())
-        first, second = merged.video_ids_N[doubled[0]], merged.video_ids_N[doubled[0] + 1]
-        raise ValueError(
-            f"semantic ID {semantic_id} would be held by two videos, {first!r} and {second!r}; each is held"
+    def _refused(self, key: int, first: str, second: str) -> ValueError:
+        return ValueError(
+            f"semantic ID {self._unpacked(key)} would be held by two videos, {first!r} and {second!r}; each is held"
             " by one: remove one video first, or allocate another disambiguation code"
         )
-    return merged
+
+    def _unpacked(self, key: int) -> SemanticId:
+        codes_L = self._view.space.unpack(np.array([key], dtype=np.int64))[0]
+        return tuple(int(code) for code in codes_L)
 
 
-def _one_of(texts_N: Texts, some: Collection[str]) -> NDArray[np.bool_]:
-    if not some:
-        return np.zeros(len(texts_N), np.bool_)
-    wanted = frozenset(some)
-    return np.fromiter((one in wanted for one in texts_N), np.bool_, len(texts_N))
+@cache
+def warm() -> None:
+    """Compile what the trie's calls are made of, so that none of them has to wait for it."""
+    space = SemanticIdSpace(codebook_version=1, codebook_sizes=(2,), disambiguation_size=2)
+    trie = LiveTrie(space)
+    trie.insert((0, 0), "a", 1)
+    trie.settle()
+    trie.insert((0, 1), "b", 1, language="en")
+    view = trie.view.filtered(Filters(0, ["a"], ["c"], ["en"]))
+    root = np.zeros(1, np.int64)
+    view.children(root, 0)
+    view.best_children(root, 0, np.zeros(1), np.zeros((1, 2), np.float32), count=1)
+    assert view.some_video_ids(1) == ["b"]
+    assert view
+    assert len(view) == 1
+    trie.remove("a")
+
+
+def _plain(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """Return the array as the compiled code takes it, copied only if it is not: of one type, in order, writable."""
+    return np.require(array, dtype, ["C", "W"])

@@ -100,7 +100,7 @@ class TwoTower(NextItemModel):
 
     def set_items(self, contents: ItemContents) -> None:
         """Put another catalogue in place of this one; weights belong to no item, so all of them stay."""
-        self.row_N = torch.tensor([_row(one, self.config.hash_rows) for one in contents.item_ids])
+        self.row_N = self._rows(contents.item_ids)
         self.content_NC, self.cluster_N = contents.content_NC.float(), contents.cluster_N
 
     @property
@@ -117,16 +117,31 @@ class TwoTower(NextItemModel):
         )
 
     def item_vectors(self) -> Tensor:  # noqa: D102
+        return self._vectors(self.row_N, self.content_NC, self.cluster_N)
+
+    def vectors_of(self, contents: ItemContents) -> Tensor:
+        """Return the vectors of items that need not be in the catalogue; shape [N, D]."""
+        rows_N = self._rows(contents.item_ids)
+        return self._vectors(rows_N, contents.content_NC.float(), contents.cluster_N)
+
+    def _rows(self, item_ids: Sequence[str]) -> Tensor:
+        rows = [_row(one, self.config.hash_rows) for one in item_ids]
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _vectors(self, row_N: Tensor, content_NC: Tensor, cluster_N: Tensor) -> Tensor:
         vectors_ND: Tensor = (
-            self.table(self.row_N)
+            self.table(row_N)
             if self.config.item_tower == "hash"
-            else self.clusters(self.cluster_N) + self.mapping(self.content_NC)
+            else self.clusters(cluster_N) + self.mapping(content_NC)
         )
         return vectors_ND
 
     def states(self, items_BT: Tensor) -> Tensor:  # noqa: D102
-        known_BTD = self.item_vectors()[items_BT]
-        pooled_BTD = self.dropout(self._pooling(items_BT.shape[1]) @ known_BTD)
+        return self.states_of(self.item_vectors()[items_BT])
+
+    def states_of(self, known_BTD: Tensor) -> Tensor:
+        """Return the states of `states` from the vectors of the histories' items; shape [B, T + 1, D]."""
+        pooled_BTD = self.dropout(self._pooling(known_BTD.shape[1]) @ known_BTD)
         hidden_BTD = pooled_BTD + self.start_D
         states_BTD: Tensor = self.norm(hidden_BTD + self.user(hidden_BTD))
         return states_BTD

@@ -3,40 +3,86 @@
 from __future__ import annotations
 
 import hmac
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response, params
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Path,
+    Query,
+    Request,
+    Response,
+    params,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.body_limits import MAX_BODY_BYTES, MAX_DEPTH, BodyLimits
 from serve.schemas import (
+    MAX_K,
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
 
-MAX_BODY_BYTES = 512 * 1024  # a thousand excluded ids at their longest, and a history
+T = TypeVar("T")
+VideoId = Annotated[str, Path(min_length=1, max_length=256)]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"description": f"The body is longer than {MAX_BODY_BYTES} bytes."},
+    429: {
+        "description": "Too many requests wait; Retry-After says in how many seconds to come back."
+    },
+    503: {
+        "description": "No replica answers now; Retry-After says in how many seconds to come back."
+    },
+}
+NOT_LIVE: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such video is live: never uploaded, not assigned yet, or removed."}
+}
 
 
 class Backend(Protocol):
-    """Who answers."""
+    """Who answers; None is for a video that is not live."""
 
     async def recommend(self, request: RecommendationRequest) -> RecommendationResponse: ...  # noqa: D102
+    async def rank(self, request: RankRequest) -> RankResponse: ...  # noqa: D102
+    async def explain(self, request: ExplanationRequest) -> ExplanationResponse | None: ...  # noqa: D102
+    async def related(self, video_id: str, k: int) -> RelatedResponse | None: ...  # noqa: D102
     async def video(self, video_id: str) -> VideoState: ...  # noqa: D102
+    async def freshness(self) -> FreshnessResponse: ...  # noqa: D102
     async def status(self) -> ReplicaStatus: ...  # noqa: D102
     async def metrics(self) -> str: ...  # noqa: D102
 
 
 def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
     """Return the app; with an `api_key`, everything under /v1 asks for it in X-API-Key."""
-    app = FastAPI(title="Freshet", version="1", docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app = FastAPI(
+        title="Freshet",
+        version="1",
+        summary="Recommendations that know a video from its first minute.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimits, max_bytes=MAX_BODY_BYTES, max_depth=MAX_DEPTH)
     app.add_exception_handler(RequestValidationError, _refuse)
-    app.include_router(_answers(backend), prefix="/v1", dependencies=[_key_check(api_key)])
-    app.include_router(_operations(backend))
+    guarded = [_key_check(api_key)]
+    app.include_router(
+        _answers(backend), prefix="/v1", dependencies=guarded, responses=REFUSALS, tags=["answers"]
+    )
+    app.include_router(
+        _looks(backend), prefix="/v1", dependencies=guarded, responses=REFUSALS, tags=["looks"]
+    )
+    app.include_router(_operations(backend), tags=["operations"])
     return app
 
 
@@ -48,10 +94,38 @@ def _answers(backend: Backend) -> APIRouter:
         """Recommend up to k live videos, best first."""
         return await backend.recommend(request)
 
+    @router.post("/rank")
+    async def rank(request: RankRequest) -> RankResponse:
+        """Put candidates in order for a viewer."""
+        return await backend.rank(request)
+
+    @router.post("/explanations", responses=NOT_LIVE)
+    async def explain(request: ExplanationRequest) -> ExplanationResponse:
+        """Say in a sentence why a video is for a viewer, and what that rests on."""
+        return _live(await backend.explain(request), request.video_id)
+
+    @router.get("/videos/{video_id}/related", responses=NOT_LIVE)
+    async def related(
+        video_id: VideoId, k: Annotated[int, Query(ge=1, le=MAX_K)] = 10
+    ) -> RelatedResponse:
+        """Say what to watch after a video, whoever watches: a lookup in the offline table where it has the video."""
+        return _live(await backend.related(video_id, k), video_id)
+
+    return router
+
+
+def _looks(backend: Backend) -> APIRouter:
+    router = APIRouter()
+
     @router.get("/videos/{video_id}")
-    async def video(video_id: Annotated[str, Path(max_length=256)]) -> VideoState:
+    async def video(video_id: VideoId) -> VideoState:
         """Say how far a video has come; one that nobody knows is not assigned."""
         return await backend.video(video_id)
+
+    @router.get("/freshness")
+    async def freshness() -> FreshnessResponse:
+        """Return the figures of the freshness worker."""
+        return await backend.freshness()
 
     @router.get("/status")
     async def status() -> ReplicaStatus:
@@ -69,7 +143,7 @@ def _operations(backend: Backend) -> APIRouter:
         """Say that requests are accepted."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"model": ReplicaStatus, "description": "Not yet."}})
     async def readyz(response: Response) -> ReplicaStatus:
         """Answer 200 when a model is loaded and the views have caught up, else 503."""
         status = await backend.status()
@@ -82,6 +156,14 @@ def _operations(backend: Backend) -> APIRouter:
         return Response(await backend.metrics(), media_type="text/plain; version=0.0.4")
 
     return router
+
+
+def _live(answer: T | None, video_id: str) -> T:
+    if answer is None:
+        raise HTTPException(
+            404, f"video {video_id!r} is not live; GET /v1/videos/ID says how far it has come"
+        )
+    return answer
 
 
 def _key_check(api_key: str) -> params.Depends:
@@ -103,34 +185,3 @@ async def _refuse(request: Request, error: Exception) -> Response:
         for one in error.errors()
     ]
     return JSONResponse({"detail": detail}, 422)
-
-
-class BodyLimit:
-    """Refuses request bodies that are too long, by what they declare and by what they turn out to be."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what is read of it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await JSONResponse({"detail": self._detail()}, 413)(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413, self._detail())
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _detail(self) -> str:
-        return f"the request's body may have {self._max_bytes} bytes at most"

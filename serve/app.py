@@ -31,8 +31,14 @@ from models.codebook import current_manifest
 from serve.api import build_api
 from serve.replicas import DEADLINE_S, CancelOnDisconnect, Replicas
 from serve.schemas import (
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
@@ -72,6 +78,22 @@ class RecommenderDeployment:
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request."""
         return self._replica.recommend(request)
+
+    def rank(self, request: RankRequest) -> RankResponse:
+        """Put candidates in order."""
+        return self._replica.rank(request)
+
+    def explain(self, request: ExplanationRequest) -> ExplanationResponse | None:
+        """Say why a video is for a viewer."""
+        return self._replica.explain(request)
+
+    def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        """Say what to watch after a video."""
+        return self._replica.related(video_id, k)
+
+    def freshness(self) -> FreshnessResponse:
+        """Return the figures of the freshness worker."""
+        return self._replica.freshness()
 
     async def video(self, video_id: str) -> VideoState:
         """Say how far a video has come."""

@@ -136,6 +136,19 @@ def read_events(settings: KafkaSettings, topic: Topic, model: type[M]) -> Iterat
                 refuse(_record(topic, message), error)
 
 
+def events_in(records: Sequence[Record], model: type[M]) -> list[M]:
+    """Return the events of some records; tombstones are passed over, and what is no event is counted and left out."""
+    events = []
+    for record in records:
+        if record.value is None:
+            continue
+        try:
+            events.append(decode(model, record.value))
+        except DecodeError as error:
+            refuse(record, error)
+    return events
+
+
 def refuse(record: Record, error: DecodeError) -> None:
     """Count and log a record that a view cannot use; whoever owns the stream writes the dead letter."""
     metrics.RECORDS.labels(topic=record.topic.name, outcome="refused").inc()

@@ -1,95 +1,144 @@
-"""The model that answers, and how another takes its place: loaded beside it, checked, tried, then swapped in.
+"""What answers under one name, and how another takes its place: loaded beside it, checked, tried, then swapped in.
 
                     promoted
                        |
         same as now ---+--- same as before it: swapped back at once
         (nothing)      |
-                    load (codebook, hash, finite weights) -> try (a search, as requests make them)
+                    load (codebook, hash, finite weights) -> try (as requests make it work)
                        |                                       |
                     rejected: the old one serves on         one reference changes: succeeded
 
 Files that cannot be had now say nothing of a checkpoint: its pointer is kept, and tried again with the next ones.
-A request takes `current` once and keeps it to its end. Knows nothing of topics, Ray and HTTP.
+A request takes `current` once and keeps it to its end. Knows nothing of kinds of models, of topics, Ray and HTTP.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from infra import metrics
 from infra.clock import now_ms
 from infra.errors import TransientError, VersionMismatchError
 from infra.log import get_logger
 from infra.storage import ObjectStore
-from models.lrm import Lrm, load_lrm
-from models.prompts import Ask
-from models.recommend import Request, recommend
-from models.trie import LiveTrie, TrieView
-from serve.views import CatalogueView
-from streams.events import CheckpointPromoted, SwapReported
-from streams.history import Entry
-
-PROBE_K = 10
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted, SwapReported
 
 log = get_logger()
 
 
-@dataclass(frozen=True)
-class ModelBundle:
+class Bundle(Protocol):
     """Everything that one answer needs of a model; immutable."""
 
-    lrm: Lrm
-    model_version: int
-    sha256: str
+    @property
+    def model_version(self) -> int: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
 
 
-class _Served(NamedTuple):
-    current: ModelBundle | None
-    previous: ModelBundle | None
+B = TypeVar("B", bound=Bundle)
 
 
-class ModelSlot:
-    """Holds the model that answers and the one before it; one thread writes, many read `current`."""
+class CheckpointFiles:
+    """Hands out the files of checkpoints, those of the live codebook only."""
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        catalogue: CatalogueView,
-        *,
-        replica: str,
-        cache: Path,
-        beam_width: int,
-    ) -> None:
-        """Start without a model.
+    def __init__(self, store: ObjectStore, cache: Path, *, codebook_version: int) -> None:
+        """Read from `store`; `cache` is a folder for copies out of a remote one."""
+        self._store, self._cache, self.codebook_version = store, cache, codebook_version
 
-        Args:
-            store: holds the checkpoints.
-            catalogue: whose codebook_version every model must speak, and whose videos a new model is tried on.
-            replica: who reports the swaps.
-            cache: folder for copies out of a remote store.
-            beam_width: as requests search with.
+    def folder_of(self, promoted: CheckpointPromoted) -> Path:
+        """Return a local folder with the checkpoint's files; load them soon.
+
+        Raises:
+            VersionMismatchError: it is announced for another codebook.
+            ValueError: its path leaves the store.
+            TransientError: the store cannot be read now.
         """
-        self._store, self._catalogue, self._cache = store, catalogue, cache
-        self._replica, self._beam_width = replica, beam_width
-        self._served = _Served(None, None)
-        self._postponed: list[CheckpointPromoted] = []
+        if promoted.codebook_version != self.codebook_version:
+            raise VersionMismatchError(
+                f"checkpoint {promoted.path} is announced for codebook {promoted.codebook_version}, live is "
+                f"{self.codebook_version}"
+            )
+        try:
+            return self._store.local_directory(promoted.path, self._cache)
+        except ValueError:
+            raise
+        except Exception as error:  # each kind of object store has its own for not answering
+            raise TransientError(f"checkpoint {promoted.path} is out of reach: {error}") from error
+
+
+class SwapLog:
+    """Counts a replica's swaps, logs them, and puts them into words for `serving.swaps`."""
+
+    def __init__(self, *, replica: str) -> None:
+        self._replica = replica
         self.swaps = 0
         self.rejected_swaps = 0
 
+    def report(
+        self, promoted: CheckpointPromoted, *, previous_version: int, reason: str, load_s: float
+    ) -> SwapReported:
+        """Return the report of a swap; of a rejected checkpoint there is a reason."""
+        report = SwapReported(
+            replica=self._replica,
+            model_name=promoted.model_name,
+            model_version=promoted.model_version,
+            previous_version=previous_version,
+            outcome="rejected" if reason else "succeeded",
+            reason=reason,
+            sha256=promoted.sha256,
+            swapped_time_ms=now_ms(),
+            load_s=load_s,
+        )
+        which = {"model": promoted.model_name, "model_version": promoted.model_version}
+        metrics.SWAPS.labels(model=promoted.model_name, outcome=report.outcome).inc()
+        if reason:
+            self.rejected_swaps += 1
+            log.error("checkpoint_rejected", **which, reason=reason)
+            return report
+        self.swaps += 1
+        if promoted.model_name == LRM_MODEL_NAME:  # the model that the stages lead to
+            _observe_stage(promoted, report)
+        log.info("model_swapped", **which, load_s=round(load_s, 3))
+        return report
+
+
+def _observe_stage(promoted: CheckpointPromoted, report: SwapReported) -> None:
+    if report.previous_version:  # the first model of a replica may have been promoted long ago
+        delay_s = (report.swapped_time_ms - promoted.promoted_time_ms) / 1000
+        metrics.STAGE_DELAY.labels(stage="checkpoint_to_serving").observe(delay_s)
+    metrics.LAST_SUCCESS.labels(stage="checkpoint_to_serving").set_to_current_time()
+
+
+class _Served(NamedTuple, Generic[B]):
+    current: B | None
+    previous: B | None
+
+
+class Slot(Generic[B]):
+    """Holds the model that answers and the one before it; one thread writes, many read `current`."""
+
+    def __init__(self, load: Callable[[CheckpointPromoted], B], swap_log: SwapLog) -> None:
+        """Start without a model; `load` loads, checks and tries a checkpoint, or raises."""
+        self._load, self._log = load, swap_log
+        self._served: _Served[B] = _Served(None, None)
+        self._postponed: list[CheckpointPromoted] = []
+
     @property
-    def current(self) -> ModelBundle | None:
+    def current(self) -> B | None:
         """The model that answers; take it once per request."""
         return self._served.current
 
     @property
-    def previous(self) -> ModelBundle | None:
+    def previous(self) -> B | None:
         """The model before it, kept for a rollback at once."""
         return self._served.previous
+
+    def holds(self, promoted: CheckpointPromoted) -> bool:
+        """Return whether a checkpoint is the current one or the one before it, so that no file is needed."""
+        return any(one is not None and is_of(one, promoted) for one in self._served)
 
     def follow(self, pointers: Sequence[CheckpointPromoted]) -> list[SwapReported]:
         """Serve the last of some pointers that is good; those that it overtakes are not loaded.
@@ -104,9 +153,7 @@ class ModelSlot:
             try:
                 report = self.swap(promoted)
             except (TransientError, OSError) as error:
-                log.warning(
-                    "checkpoint_postponed", model_version=promoted.model_version, error=str(error)
-                )
+                log_postponed(promoted, error)
                 self._postponed.insert(0, promoted)
                 continue
             if report is None:
@@ -124,121 +171,42 @@ class ModelSlot:
             OSError: they are there and cannot be read now.
         """
         current, previous = self._served
-        if current is not None and _is(current, promoted):
+        if current is not None and is_of(current, promoted):
             return None
-        started = time.monotonic()
-        reason = ""
+        started, reason = time.monotonic(), ""
         try:
-            rolled_back = previous is not None and _is(previous, promoted)
-            bundle = previous if previous and rolled_back else self._loaded(promoted)
+            rolled_back = previous is not None and is_of(previous, promoted)
+            bundle = previous if previous and rolled_back else self._load(promoted)
             self._served = _Served(bundle, current)
         except Exception as error:
-            if _may_pass(error):
+            if may_pass(error):
                 raise
             # Whatever else a checkpoint does to its loader, the old model serves on.
             reason = f"{type(error).__name__}: {error}"
-        return self._report(promoted, current, reason, load_s=time.monotonic() - started)
-
-    def _loaded(self, promoted: CheckpointPromoted) -> ModelBundle:
-        space = self._catalogue.trie.view.space
-        if promoted.codebook_version != space.codebook_version:
-            raise VersionMismatchError(
-                f"checkpoint {promoted.path} is announced for codebook {promoted.codebook_version}, live is "
-                f"{space.codebook_version}"
-            )
-        directory = self._fetched(promoted)
-        lrm = load_lrm(directory, sha256=promoted.sha256, codebook_version=space.codebook_version)
-        if lrm.space != space:
-            raise VersionMismatchError(
-                f"checkpoint {promoted.path} speaks {lrm.space}, live is {space}"
-            )
-        self._try(lrm)
-        return ModelBundle(lrm, promoted.model_version, promoted.sha256)
-
-    def _fetched(self, promoted: CheckpointPromoted) -> Path:
-        """Return a local folder with the checkpoint's files.
-
-        Raises:
-            ValueError: its path leaves the store.
-            TransientError: the store cannot be read now.
-        """
-        try:
-            return self._store.local_directory(promoted.path, self._cache)
-        except ValueError:
-            raise
-        except Exception as error:  # each kind of object store has its own for not answering
-            raise TransientError(f"checkpoint {promoted.path} is out of reach: {error}") from error
-
-    def _try(self, lrm: Lrm) -> None:
-        """Search as requests do, with the shortest prompt and the longest; this is the warm-up, too.
-
-        Raises:
-            VersionMismatchError: an answer is not live, not finite, or too short.
-        """
-        view, catalogue = self._catalogue.trie.view, self._catalogue.catalogue
-        if len(view) == 0:
-            view = _one_video(view)
-        some_ids = view.some_video_ids(lrm.history_max)
-        watches = [Entry(video_id, 100, 60, 0, "home") for video_id in some_ids]
-        wanted = min(PROBE_K, self._beam_width, len(view))
-        answers = recommend(
-            lrm,
-            [
-                Request(viewer=None, watches=(), ask=Ask("home")),
-                Request(viewer=None, watches=watches, ask=Ask("watch_next", some_ids[0])),
-            ],
-            view,
-            catalogue.videos,
-            top_k=wanted,
-            beam_width=self._beam_width,
-        )
-        for found in answers:
-            good = [
-                one for one in found if view.allows(one.video_id) and math.isfinite(one.log_prob)
-            ]
-            if len(good) != wanted:
-                raise VersionMismatchError(
-                    f"a trial search found {len(good)} live videos with a finite log_prob, expected {wanted}"
-                )
-
-    def _report(
-        self,
-        promoted: CheckpointPromoted,
-        before: ModelBundle | None,
-        reason: str,
-        *,
-        load_s: float,
-    ) -> SwapReported:
-        report = SwapReported(
-            replica=self._replica,
-            model_name=promoted.model_name,
-            model_version=promoted.model_version,
-            previous_version=before.model_version if before else 0,
-            outcome="rejected" if reason else "succeeded",
+        return self._log.report(
+            promoted,
+            previous_version=current.model_version if current else 0,
             reason=reason,
-            sha256=promoted.sha256,
-            swapped_time_ms=now_ms(),
-            load_s=load_s,
+            load_s=time.monotonic() - started,
         )
-        metrics.SWAPS.labels(outcome=report.outcome).inc()
-        if reason:
-            self.rejected_swaps += 1
-            log.error("checkpoint_rejected", model_version=promoted.model_version, reason=reason)
-            return report
-        self.swaps += 1
-        if before is not None:  # the first model of a replica may have been promoted long ago
-            delay_s = (report.swapped_time_ms - promoted.promoted_time_ms) / 1000
-            metrics.STAGE_DELAY.labels(stage="checkpoint_to_serving").observe(delay_s)
-        metrics.LAST_SUCCESS.labels(stage="checkpoint_to_serving").set_to_current_time()
-        log.info("model_swapped", model_version=promoted.model_version, load_s=round(load_s, 3))
-        return report
+
+    def replace(self, old: B, new: B) -> None:
+        """Put a bundle in the place of one of the same checkpoint: that of the current one or of the one before.
+
+        One reference changes: a request has the whole old bundle or the whole new one.
+        """
+        current, previous = self._served
+        self._served = _Served(
+            new if current is old else current, new if previous is old else previous
+        )
 
 
-def _is(bundle: ModelBundle, promoted: CheckpointPromoted) -> bool:
+def is_of(bundle: Bundle, promoted: CheckpointPromoted) -> bool:
+    """Return whether a bundle is what a pointer names."""
     return (bundle.model_version, bundle.sha256) == (promoted.model_version, promoted.sha256)
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Return whether an error says nothing of the checkpoint itself.
 
     The system's own errors have a number; those without one come from libraries, for a file that is none.
@@ -247,8 +215,11 @@ def _may_pass(error: Exception) -> bool:
     return failed_read or isinstance(error, TransientError)
 
 
-def _one_video(empty: TrieView) -> TrieView:
-    """Return a view of the same space with one video, to try a model before any video is live."""
-    trie = LiveTrie(empty.space)
-    trie.insert((0,) * empty.space.num_levels, "none", 0)
-    return trie.view
+def log_postponed(promoted: CheckpointPromoted, error: Exception) -> None:
+    """Log that a checkpoint's files cannot be had now."""
+    log.warning(
+        "checkpoint_postponed",
+        model=promoted.model_name,
+        model_version=promoted.model_version,
+        error=str(error),
+    )

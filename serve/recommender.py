@@ -1,136 +1,277 @@
-"""One request: who asks, what may be shown, what the model says; a plain class, knows nothing of Ray and HTTP."""
+"""One request for videos: which arm answers, what its model says, what fills the rest; knows nothing of Ray and HTTP.
+
+    a table row answers it, by policy ---------------------------------------> table
+    arm lrm, lrm_fresh    search the trie, beside others' requests ----------> lrm, fresh_lane
+                          too many wait for that: what the table has --------> table
+    arm two_tower_...     rank all live videos ------------------------------> two_tower
+    places still empty    nearest in content, unless too many wait ----------> neighbours
+                          the most watched ----------------------------------> popularity
+
+Whatever the source, nothing is shown that is not live or that the request excludes.
+"""
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Protocol
 
+from infra import metrics
+from infra.errors import Overloaded
+from infra.settings import Settings
 from models.beam_search import Candidate
-from models.prompts import Ask
-from models.recommend import Request, recommend
+from models.lrm import Lrm
+from models.prompts import Videos
+from models.recommend import Request
 from models.semantic_id import format_semantic_id
 from models.trie import TrieView
-from models.trie_filters import Filters
-from serve.model_slot import ModelBundle, ModelSlot
-from serve.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem
-from serve.views import CatalogueView, EventClock, HistoryView, KnownViewer
+from serve.asking import Asking, within
+from serve.lanes import FreshLane, Pick, merged
+from serve.model_slots import ModelSlots
+from serve.neighbours import Neighbours
+from serve.schemas import (
+    RecommendationRequest,
+    RecommendationResponse,
+    RecommendedItem,
+    RelatedResponse,
+    Source,
+)
+from serve.table_answers import TableAnswers, routes_to_table
+from serve.views import CatalogueView, EventClock, HistoryView
+from streams.arms import LRM, LRM_FRESH, arm_of
 from streams.events import ImpressionItem, ImpressionsShown
 
-ARM = "lrm"
-HOUR_MS = 3_600_000
+TABLE_ARM = "table"
+"""Of answers that no arm gave: the related videos, the same for everybody."""
 OnShown = Callable[[ImpressionsShown], None]
 
 
+class Search(Protocol):
+    """Who searches the trie; see `serve.search_queue`."""
+
+    def search(
+        self, lrm: Lrm, requests: Sequence[Request], view: TrieView, videos: Videos, *, top_k: int
+    ) -> list[list[Candidate]]:
+        """Return live videos for each request, best first.
+
+        Raises:
+            Overloaded: too many wait already.
+        """
+        ...
+
+
+@dataclass
+class Answering:
+    """One request on its way to an answer.
+
+    Attributes:
+        view: the live videos, taken once; a video that is removed meanwhile is left out at the end.
+    """
+
+    asked: RecommendationRequest
+    arm: str
+    request: Request
+    lane: FreshLane | None
+    view: TrieView
+    model_version: int = 0
+    overloaded: bool = False
+
+    @cached_property
+    def allowed(self) -> TrieView:
+        """The live videos that may be shown; not made for an answer out of the table."""
+        return self.view.filtered(self.request.filters)
+
+
 class Recommender:
-    """Answers from one model and one snapshot of the live videos, taken once; from popularity without a model."""
+    """Answers from one model and one snapshot of the live videos, each taken once."""
 
     def __init__(
         self,
         catalogue: CatalogueView,
         histories: HistoryView,
-        models: ModelSlot,
+        models: ModelSlots,
+        search: Search,
+        neighbours: Neighbours,
         clock: EventClock,
+        settings: Settings,
         *,
-        beam_width: int,
-        searches_at_once: int,
-        new_video_age_h: float,
         on_shown: OnShown = lambda shown: None,
     ) -> None:
         """Answer from these views; `on_shown` hears of each answer and must return at once."""
         self._catalogue, self._histories, self._models = catalogue, histories, models
-        self._clock, self._on_shown = clock, on_shown
-        self._beam_width, self._new_video_age_s = beam_width, new_video_age_h * 3600
-        # More searches than cores would make each slower and none sooner.
-        self._searching = threading.Semaphore(searches_at_once)
+        self._search, self._neighbours, self._clock = search, neighbours, clock
+        self._settings, self._on_shown = settings, on_shown
+        self._asking = Asking(histories, clock, settings.serve)
+        self._table_answers = TableAnswers()
 
     def recommend(self, asked: RecommendationRequest) -> RecommendationResponse:
-        """Return up to k live videos that the request does not exclude, best first.
+        """Return up to k live videos that the request does not exclude, best first."""
+        answering = self._begin(asked)
+        return self._answer(answering, self._items(answering))
 
-        An unknown user, or one without a history, is "User: unknown" to the model. A context video that is not live
-        (just uploaded, or just removed) is left out of the prompt.
-        """
-        bundle, view = self._models.current, self._catalogue.trie.view
-        request = self._request(asked)
-        items = self._modelled(bundle, request, view, asked.k) if bundle else []
+    def _answer(self, answering: Answering, items: list[RecommendedItem]) -> RecommendationResponse:
+        """Fill what is left, and say what was shown."""
+        asked = answering.asked
         if len(items) < asked.k:
-            items += self._popular(request, view, items, asked.k - len(items))
+            items += self._shown_of(self._fillers(answering, {item.video_id for item in items}))
         response = RecommendationResponse(
             request_id=uuid.uuid4().hex,
-            arm=ARM,
-            model_version=bundle.model_version if bundle else 0,
-            codebook_version=view.space.codebook_version,
+            arm=answering.arm,
+            model_version=answering.model_version,
+            codebook_version=answering.view.space.codebook_version,
             items=tuple(items),
         )
         self._on_shown(self._shown(asked, response))
         return response
 
-    def _request(self, asked: RecommendationRequest) -> Request:
-        known = self._histories.of(asked.user_id) if asked.user_id else KnownViewer()
-        watches = known.watches if asked.history is None else asked.history
-        excluded = set(asked.exclude.video_ids)
-        if asked.exclude.watched:
-            excluded.update(watch.video_id for watch in watches)
-        if asked.context_video_id is not None:
-            excluded.add(asked.context_video_id)
-        oldest_ms = None
-        if asked.fresh is not None:
-            oldest_ms = self._clock.now_ms() - round(asked.fresh.max_age_h * HOUR_MS)
-        return Request(
-            viewer=asked.user or known.features,
-            watches=watches,
-            ask=Ask(asked.surface, asked.context_video_id, asked.query, asked.intent),
-            filters=Filters(
-                uploaded_after_ms=oldest_ms,
-                excluded_video_ids=excluded,
-                excluded_channels=asked.exclude.channels,
-            ),
+    def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        """Return what to watch after a video, from the table where it has a row; None if the video is not live."""
+        if self._catalogue.catalogue.get(video_id) is None:
+            return None
+        asked = RecommendationRequest(surface="watch_next", context_video_id=video_id, k=k)
+        answering = self._begin(asked)
+        answering.arm, answering.lane = TABLE_ARM, None
+        response = self._answer(answering, self._from_table(answering))
+        return RelatedResponse(
+            video_id=video_id,
+            model_version=response.model_version,
+            codebook_version=response.codebook_version,
+            items=response.items,
         )
 
-    def _modelled(
-        self, bundle: ModelBundle, request: Request, view: TrieView, k: int
-    ) -> list[RecommendedItem]:
-        with self._searching:
-            found = recommend(
-                bundle.lrm,
-                [request],
-                view,
-                self._catalogue.catalogue.videos,
-                top_k=k,
-                beam_width=self._beam_width,
-            )[0]
-        items = (self._item(one.video_id, "lrm", one) for one in found)
-        return [item for item in items if item is not None]
+    def _begin(self, asked: RecommendationRequest) -> Answering:
+        arm = arm_of(asked.user_id, self._settings.experiment)
+        request, lane = self._asking.request(asked), self._asking.lane(asked, arm)
+        if lane is not None and lane.share == 1:
+            request, lane = within(request, lane), None
+        return Answering(asked, arm, request, lane, self._catalogue.trie.view)
 
-    def _popular(
-        self, request: Request, view: TrieView, items: list[RecommendedItem], k: int
-    ) -> list[RecommendedItem]:
-        shown = {item.video_id for item in items}.union(request.filters.excluded_video_ids)
-        allowed = view.filtered(replace(request.filters, excluded_video_ids=shown))
-        popular = self._histories.popular(k, live=allowed)
-        found = (self._item(video_id, "popularity", None) for video_id in popular)
-        return [item for item in found if item is not None]
+    def _items(self, answering: Answering) -> list[RecommendedItem]:
+        """Return what the arm says, or the table in its place."""
+        bundle, policy = self._models.table, self._settings.table.route
+        if bundle and routes_to_table(answering.asked, bundle.table, policy):
+            return self._from_table(answering)
+        if answering.arm not in (LRM, LRM_FRESH):
+            return self._shown_of(self._from_two_tower(answering))
+        try:
+            return self._shown_of(self._from_lrm(answering))
+        except Overloaded:
+            metrics.DEGRADED.inc()
+            answering.overloaded = True
+            return self._from_table(answering)
 
-    def _item(
-        self, video_id: str, source: str, candidate: Candidate | None
-    ) -> RecommendedItem | None:
+    def _from_lrm(self, answering: Answering) -> list[Pick]:
+        bundle = self._models.lrm
+        if bundle is None:
+            return []
+        answering.model_version = bundle.model_version
+        request, lane, k = answering.request, answering.lane, answering.asked.k
+        requests = [request] if lane is None else [request, within(request, lane)]
+        found = self._search.search(
+            bundle.for_surface(answering.asked.surface),
+            requests,
+            answering.view,
+            self._catalogue.catalogue.videos,
+            top_k=k,
+        )
+        main = [Pick(one.video_id, one.log_prob, "lrm") for one in found[0]]
+        if lane is None:
+            return main
+        fresh = [Pick(one.video_id, one.log_prob, "fresh_lane") for one in found[1]]
+        return self._merged(answering, main, fresh)
+
+    def _from_two_tower(self, answering: Answering) -> list[Pick]:
+        """Rank by the newest watches, or by the video on screen for who has none."""
+        bundle = self._models.two_tower(answering.arm)
+        if bundle is None:
+            return []
+        answering.model_version = bundle.model_version
+        asked, lane = answering.asked, answering.lane
+        watched = [watch.video_id for watch in answering.request.watches]
+        history = watched or ([asked.context_video_id] if asked.context_video_id else [])
+        ranked = bundle.ranked(history)
+        main = _first(ranked, answering.allowed, asked.k, "two_tower")
+        if lane is None:
+            return main
+        new = answering.view.filtered(within(answering.request, lane).filters)
+        return self._merged(answering, main, _first(ranked, new, asked.k, "fresh_lane"))
+
+    def _merged(
+        self, answering: Answering, main: Sequence[Pick], fresh: Sequence[Pick]
+    ) -> list[Pick]:
+        lane, k = answering.lane, answering.asked.k
+        assert lane is not None
+        videos = self._catalogue.catalogue.videos
+        is_new = [
+            (video := videos.get(pick.video_id)) is not None
+            and video.upload_time_ms >= lane.uploaded_after_ms
+            for pick in main
+        ]
+        return merged(main, fresh, is_new=is_new, k=k, places=lane.places(k))
+
+    def _from_table(self, answering: Answering) -> list[RecommendedItem]:
+        bundle, context = self._models.table, answering.asked.context_video_id
+        if bundle is None or context is None:
+            return []
+        items = self._table_answers.items(
+            bundle.table,
+            context,
+            k=answering.asked.k,
+            videos=self._catalogue.catalogue.videos,
+            filters=answering.request.filters,
+            now_ms=self._clock.now_ms(),
+        )
+        if items:
+            answering.model_version = bundle.model_version
+        return list(items)
+
+    def _fillers(self, answering: Answering, shown: set[str]) -> list[Pick]:
+        """Return picks for the places that are left; `shown` are those that have one."""
+        wanted = answering.asked.k - len(shown)
+        picks: list[Pick] = []
+        for video_id, source in self._filler_ids(answering, wanted):
+            if len(picks) == wanted:
+                break
+            if video_id not in shown and answering.allowed.allows(video_id):
+                shown.add(video_id)
+                picks.append(Pick(video_id, None, source))
+        return picks
+
+    def _filler_ids(self, answering: Answering, wanted: int) -> Iterator[tuple[str, Source]]:
+        watches = answering.request.watches
+        near = answering.asked.context_video_id or (watches[-1].video_id if watches else None)
+        if near is not None and not answering.overloaded:
+            version = answering.view.space.codebook_version
+            over_asked = 2 * wanted + len(watches)
+            for neighbour in self._neighbours.of(near, over_asked, codebook_version=version):
+                yield neighbour.video_id, "neighbours"
+        for video_id in self._histories.most_watched():
+            yield video_id, "popularity"
+
+    def _shown_of(self, picks: Iterable[Pick]) -> list[RecommendedItem]:
+        return [item for pick in picks if (item := self._item(pick)) is not None]
+
+    def _item(self, pick: Pick) -> RecommendedItem | None:
         """Return what is shown of a video; None for one that was removed while we searched."""
-        video = self._catalogue.catalogue.get(video_id)
+        video = self._catalogue.catalogue.get(pick.video_id)
         if video is None:
             return None
         return RecommendedItem(
-            video_id=video_id,
+            video_id=pick.video_id,
             semantic_id=format_semantic_id(video.semantic_id),
-            score=candidate.log_prob if candidate else None,
+            score=pick.score,
             title=video.title,
             age_s=max(0, self._clock.now_ms() - video.upload_time_ms) / 1000,
-            source=source,
+            source=pick.source,
         )
 
     def _shown(
         self, asked: RecommendationRequest, response: RecommendationResponse
     ) -> ImpressionsShown:
+        new_s = self._settings.freshness.new_video_age_h * 3600
         return ImpressionsShown(
             event_time_ms=self._clock.now_ms(),
             request_id=response.request_id,
@@ -145,8 +286,14 @@ class Recommender:
                     position=position,
                     source=item.source,
                     age_s=item.age_s,
-                    new=item.age_s < self._new_video_age_s,
+                    new=item.age_s < new_s,
                 )
                 for position, item in enumerate(response.items)
             ),
         )
+
+
+def _first(ranked: Iterable[str], allowed: TrieView, k: int, source: Source) -> list[Pick]:
+    """Return the k best that may be shown."""
+    may_be_shown = (Pick(one, None, source) for one in ranked if allowed.allows(one))
+    return list(islice(may_be_shown, k))

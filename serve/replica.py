@@ -1,49 +1,61 @@
-"""One replica, put together: views that follow the topics, a model slot, a recommender; knows nothing of Ray and HTTP.
+"""One replica, put together: views that follow the topics, model slots, and who answers; knows nothing of Ray and HTTP.
 
-thread       follows                              feeds
-catalogue    video.semantic_ids                   the trie, and what is known of each video
-histories    user.histories, watch.events         the viewers' histories
-checkpoints  model.checkpoints                    the model slot, which loads in this thread
-reports      a queue                              serving.impressions, serving.swaps, video.servable
+thread       follows                                 feeds
+catalogue    video.semantic_ids                      the trie, and what is known of each video
+histories    user.histories, watch.events            the viewers' histories, what is popular, what follows what
+checkpoints  model.checkpoints                       the model slots, which load in this thread
+traces       video.servable, serving.impressions     when each video was first servable, and first shown
+searches     the requests that wait                  their answers
+reports      a queue                                 serving.impressions, serving.swaps, video.servable
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from prometheus_client import generate_latest
 from transformers.utils.logging import disable_progress_bar
 
 from infra import metrics
-from infra.clock import now_ms
-from infra.errors import DecodeError, FreshetError
+from infra.errors import FreshetError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
+from models.offline_table import load_table
 from models.semantic_id import format_semantic_id
-from serve.follower import Follower, Offsets, Record, read_events, refuse
+from serve.asking import Asking
+from serve.candidates import CandidateRanker
+from serve.co_watches import CoWatches
+from serve.explaining import Explainer
+from serve.follower import Follower, Offsets, Record, events_in, read_events
 from serve.giving_way import give_way, share_the_lock
-from serve.model_slot import ModelSlot
+from serve.model_slots import ModelSlots
+from serve.neighbours import Neighbours
 from serve.recommender import Recommender
 from serve.reports import Reports
 from serve.schemas import (
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    ModelState,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
+from serve.search_queue import SearchQueue
+from serve.servable import ServableReports
+from serve.trace_view import TraceView
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.codec import decode
-from streams.events import (
-    LRM_MODEL_NAME,
-    CheckpointPromoted,
-    ImpressionsShown,
-    SemanticIdAssigned,
-    ShardSealed,
-    VideoServable,
-)
+from streams.catalogue import CatalogueChange
+from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ImpressionsShown, ShardSealed
+from streams.figures import read_figures
 from streams.topics import (
     CHECKPOINTS,
     HISTORIES,
@@ -55,46 +67,7 @@ from streams.topics import (
     WATCHES,
 )
 
-ROUTE = "/v1/recommendations"
-
-
-class ServableReports:
-    """Says once per video and replica that the video can be recommended from now on.
-
-    A replica that starts stays silent about what some replica has said before, and so about everything at an ordinary
-    start; what was uploaded while no replica ran is said then, so that an outage shows in the delays. Nobody waits for
-    videos of the bootstrap (upload_position below 0), and of those older than the topic's retention nobody can tell.
-    """
-
-    def __init__(self, reports: Reports, *, replica: str) -> None:
-        self._reports, self._replica = reports, replica
-        self._said: set[tuple[str, int]] = set()
-
-    def restore(self, settings: Settings) -> Offsets:
-        """Read what has been said; return no offsets, so that the catalogue is read from its beginning."""
-        for said in read_events(settings.kafka, SERVABLE, VideoServable):
-            self._said.add((said.video_id, said.codebook_version))
-        return {}
-
-    def live(self, video: SemanticIdAssigned) -> None:
-        """Hear that the trie has taken a video."""
-        at, now = (video.video_id, video.codebook_version), now_ms()
-        too_old = now - video.upload_append_time_ms > SERVABLE.retention_ms
-        if at in self._said or video.upload_position < 0 or too_old:
-            return
-        self._said.add(at)
-        servable = VideoServable(
-            video_id=video.video_id,
-            codebook_version=video.codebook_version,
-            semantic_id=video.semantic_id,
-            replica=self._replica,
-            servable_time_ms=now,
-            upload_append_time_ms=video.upload_append_time_ms,
-        )
-        self._reports.add(SERVABLE, video.video_id, servable)
-        delay_s = (now - video.upload_append_time_ms) / 1000
-        metrics.STAGE_DELAY.labels(stage="upload_to_servable").observe(delay_s)
-        metrics.LAST_SUCCESS.labels(stage="upload_to_servable").set_to_current_time()
+A = TypeVar("A")
 
 
 class Replica:
@@ -104,7 +77,7 @@ class Replica:
         """Start the threads and return at once; `status().ready` says when the answers are what they should be.
 
         Raises:
-            ConfigError: no codebook was published yet.
+            ConfigError: no codebook was published yet, or the arms of the experiment are no arms.
         """
         torch.set_num_threads(settings.serve.threads)
         share_the_lock()
@@ -112,36 +85,71 @@ class Replica:
         self._settings, self._name = settings, name
         store = ObjectStore(settings.storage.root)
         self._reports = Reports(settings.kafka)
-        servable = ServableReports(self._reports, replica=name)
+        self._servable = ServableReports(self._reports, replica=name)
         self._clock = EventClock(slack_s=settings.watches.future_slack_s)
+        self._traces, self._co_watches = TraceView(), CoWatches()
+        self._store = store
         self._catalogue = CatalogueView(
-            current_manifest(store).space, self._clock, on_live=servable.live
+            current_manifest(store).space,
+            self._clock,
+            on_live=self._servable.live,
+            on_change=self._changed,
         )
         self._histories = HistoryView(
             self._clock,
             length=settings.watches.history_length,
             future_slack_s=settings.watches.future_slack_s,
+            on_followed=self._co_watches.add,
         )
-        self._models = ModelSlot(
+        self._models = ModelSlots(
             store,
             self._catalogue,
             replica=name,
             cache=settings.var_dir / "cache",
             beam_width=settings.serve.beam_width,
+            load_table=load_table,
         )
+        self._search = SearchQueue(
+            beam_width=settings.serve.beam_width,
+            threads=1,
+            max_batch=settings.serve.batch_max,
+            max_waiting=settings.serve.waiting_max,
+        )
+        self._build_answers()
+        self._followers = self._follow()
+
+    def _build_answers(self) -> None:
+        settings = self._settings
+        neighbours = Neighbours(settings)
+        asking = Asking(self._histories, self._clock, settings.serve)
         self._recommender = Recommender(
             self._catalogue,
             self._histories,
             self._models,
+            self._search,
+            neighbours,
             self._clock,
-            beam_width=settings.serve.beam_width,
-            searches_at_once=settings.serve.threads,
-            new_video_age_h=settings.freshness.new_video_age_h,
+            settings,
             on_shown=self._shown,
         )
-        self._followers = self._follow(servable)
+        self._ranker = CandidateRanker(
+            self._catalogue,
+            self._histories,
+            self._models,
+            self._search,
+            asking,
+            at_once=settings.serve.threads,
+        )
+        self._explainer = Explainer(
+            self._catalogue,
+            self._models,
+            asking,
+            self._co_watches,
+            neighbours,
+            at_once=settings.serve.threads,
+        )
 
-    def _follow(self, servable: ServableReports) -> dict[str, Follower]:
+    def _follow(self) -> dict[str, Follower]:
         kafka, interval_s = self._settings.kafka, self._settings.serve.refresh_interval_s
         return {
             "catalogue": Follower(
@@ -150,7 +158,7 @@ class Replica:
                 [SEMANTIC_IDS],
                 self._catalogue.take,
                 interval_s=interval_s,
-                prepare=lambda: servable.restore(self._settings),
+                prepare=lambda: self._servable.restore(self._settings),
             ),
             "histories": Follower(
                 "histories",
@@ -168,19 +176,17 @@ class Replica:
                 interval_s=interval_s,
                 prepare=_from_the_beginning,
             ),
+            "traces": Follower(
+                "traces", kafka, [SERVABLE, IMPRESSIONS], self._traces.take, interval_s=interval_s
+            ),
         }
 
-    def _take_pointers(self, records: Sequence[Record]) -> None:
-        pointers = []
-        for record in records:
-            if record.key != LRM_MODEL_NAME.encode() or record.value is None:
-                continue
-            try:
-                pointers.append(decode(CheckpointPromoted, record.value))
-            except DecodeError as error:
-                refuse(record, error)
-        for report in self._models.follow(pointers):
-            self._reports.add(SWAPS, self._name, report)
+    def _changed(self, change: CatalogueChange, record: Record) -> None:
+        if change.current is None:
+            self._traces.removed(change.video_id)
+            self._co_watches.remove(change.video_id)
+        else:
+            self._traces.assigned(change.video_id, record)
 
     def _shown(self, shown: ImpressionsShown) -> None:
         if self._settings.serve.log_impressions:
@@ -191,23 +197,33 @@ class Replica:
         ends = time.monotonic() + timeout_s
         return all(
             follower.caught_up.wait(max(0.0, ends - time.monotonic()))
-            for follower in self._followers.values()
+            for name, follower in self._followers.items()
+            if name != "traces"  # a week of impressions, which no answer needs
         )
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        """Answer a request; counted and timed."""
-        started, status = time.monotonic(), "failed"
-        try:
-            response = self._recommender.recommend(request)
-            status = "answered"
-        finally:
-            metrics.REQUESTS.labels(route=ROUTE, status=status).inc()
-            metrics.REQUEST_SECONDS.labels(route=ROUTE).observe(time.monotonic() - started)
-        return response
+        """Answer a request for videos."""
+        return _counted("/v1/recommendations", lambda: self._recommender.recommend(request))
+
+    def rank(self, request: RankRequest) -> RankResponse:
+        """Put candidates in order.
+
+        Raises:
+            Overloaded: too many searches wait already.
+        """
+        return _counted("/v1/rank", lambda: self._ranker.rank(request))
+
+    def explain(self, request: ExplanationRequest) -> ExplanationResponse | None:
+        """Say why a video is for a viewer; None for a video that is not live."""
+        return _counted("/v1/explanations", lambda: self._explainer.explain(request))
+
+    def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        """Say what to watch after a video; None for one that is not live."""
+        return _counted("/v1/videos/related", lambda: self._recommender.related(video_id, k))
 
     def video(self, video_id: str) -> VideoState:
-        """Return how far a video has come here."""
-        known = self._catalogue.catalogue.get(video_id)
+        """Return how far a video has come."""
+        known, came = self._catalogue.catalogue.get(video_id), self._traces.of(video_id)
         servable = self._catalogue.trie.semantic_id_of(video_id) is not None
         if known is None:
             return VideoState(video_id=video_id, assigned=False, servable=servable)
@@ -218,13 +234,36 @@ class Replica:
             semantic_id=format_semantic_id(known.semantic_id),
             title=known.title,
             upload_time_ms=known.upload_time_ms,
+            upload_append_time_ms=known.upload_append_time_ms,
+            featurized_time_ms=known.featurized_time_ms,
             assigned_time_ms=known.assigned_time_ms,
+            learned_time_ms=came.learned_time_ms,
+            learned_model_version=came.learned_model_version,
+            servable_time_ms=came.servable_time_ms,
+            first_shown_time_ms=came.first_shown_time_ms,
+            first_shown_model_version=came.first_shown_model_version,
         )
+
+    def freshness(self) -> FreshnessResponse:
+        """Return what the freshness worker last wrote."""
+        figures = read_figures(self._store)
+        return FreshnessResponse(
+            written_time_ms=figures.pop("written_time_ms", None), figures=figures
+        )
+
+    def _take_pointers(self, records: Sequence[Record]) -> None:
+        pointers = events_in(records, CheckpointPromoted)
+        for promoted in pointers:
+            if promoted.model_name == LRM_MODEL_NAME:
+                self._traces.promoted(promoted)
+        for report in self._models.follow(pointers):
+            self._reports.add(SWAPS, self._name, report)
 
     def status(self) -> ReplicaStatus:
         """Return what this replica holds now."""
-        current, previous = self._models.current, self._models.previous
-        done = {"model": current is not None} | {
+        models = self._models.states()
+        lrm = models.get(LRM_MODEL_NAME, ModelState(model_version=0, previous_version=0))
+        done = {"model": lrm.model_version > 0} | {
             name: self._followers[name].caught_up.is_set() for name in ("catalogue", "histories")
         }
         waiting_for = tuple(name for name, is_done in done.items() if not is_done)
@@ -232,10 +271,11 @@ class Replica:
             replica=self._name,
             ready=not waiting_for,
             waiting_for=waiting_for,
-            live_videos=len(self._catalogue.trie.view),
+            live_videos=len(self._catalogue.trie),
             histories=len(self._histories),
-            model_version=current.model_version if current else 0,
-            previous_version=previous.model_version if previous else 0,
+            model_version=lrm.model_version,
+            previous_version=lrm.previous_version,
+            models=models,
             codebook_version=self._catalogue.catalogue.codebook_version,
             swaps=self._models.swaps,
             rejected_swaps=self._models.rejected_swaps,
@@ -252,7 +292,9 @@ class Replica:
         Raises:
             FreshetError: one has died of an error it did not expect; this replica must be replaced.
         """
-        threads: dict[str, Follower | Reports] = {**self._followers, "reports": self._reports}
+        threads: dict[str, Follower | Reports | SearchQueue] = {
+            **self._followers, "searches": self._search, "reports": self._reports,
+        }  # fmt: skip
         dead = [name for name, thread in threads.items() if not thread.alive]
         if dead:
             raise FreshetError(
@@ -263,7 +305,19 @@ class Replica:
         """Stop the threads and send what they still hold."""
         for follower in self._followers.values():
             follower.close()
+        self._search.close()
         self._reports.close()
+
+
+def _counted(route: str, answer: Callable[[], A]) -> A:
+    started, status = time.monotonic(), "failed"
+    try:
+        found = answer()
+        status = "answered"
+    finally:
+        metrics.REQUESTS.labels(route=route, status=status).inc()
+        metrics.REQUEST_SECONDS.labels(route=route).observe(time.monotonic() - started)
+    return found
 
 
 def _from_the_beginning() -> Offsets:

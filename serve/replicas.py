@@ -20,10 +20,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.errors import Overloaded
 from infra.log import get_logger
 from serve.schemas import (
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
@@ -48,6 +55,26 @@ class Replicas:
         """Have a request answered."""
         answer: RecommendationResponse = await self._ask("recommend", request)
         return answer
+
+    async def rank(self, request: RankRequest) -> RankResponse:
+        """Have candidates put in order."""
+        answer: RankResponse = await self._ask("rank", request)
+        return answer
+
+    async def explain(self, request: ExplanationRequest) -> ExplanationResponse | None:
+        """Have a video explained; None for one that is not live."""
+        answer: ExplanationResponse | None = await self._ask("explain", request)
+        return answer
+
+    async def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        """Have a replica say what to watch after a video; None for one that is not live."""
+        answer: RelatedResponse | None = await self._ask("related", video_id, k)
+        return answer
+
+    async def freshness(self) -> FreshnessResponse:
+        """Have the figures of the freshness worker read."""
+        figures: FreshnessResponse = await self._ask("freshness")
+        return figures
 
     async def video(self, video_id: str) -> VideoState:
         """Have a replica say how far a video has come."""
@@ -74,7 +101,7 @@ class Replicas:
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await self._ask_until_answered(method, arguments, lost)
-        except BackPressureError as error:
+        except (BackPressureError, Overloaded) as error:
             raise HTTPException(429, "too many requests wait", RETRY_AFTER) from error
         except TimeoutError as error:
             status = 503 if lost else 429

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,14 @@ from streams.events import Identifier, Surface, UserFeatures
 MAX_K = 100
 MAX_HISTORY = 100
 MAX_EXCLUDED = 10_000
+MAX_CANDIDATES = 200
+MAX_LANGUAGES = 100
 Percent = Annotated[int, Field(ge=0, le=1_000)]
+Source = Literal["lrm", "fresh_lane", "two_tower", "table", "neighbours", "popularity"]
+_SOURCE = (
+    "lrm; fresh_lane: the LRM among new videos only; two_tower; table: made by the LRM beforehand; neighbours: near in "
+    "content to what is on screen or was watched last; popularity"
+)
 
 
 class _Asked(BaseModel):
@@ -54,16 +61,32 @@ class Fresh(_Asked):
     max_age_h: float = Field(
         gt=0, le=1e6, allow_inf_nan=False, description="hours since upload, on the events' clock"
     )
+    min_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of the places, so many are for videos of that age, as far as there are any; 1: all, and no other",
+    )
 
 
-class RecommendationRequest(_Asked):
-    """What a surface asks: which videos next?"""
+class WhoAsks(_Asked):
+    """Whom an answer is for."""
 
-    surface: Surface = "home"
     user_id: Identifier | None = Field(
         None, description="whose history to read; unknown or missing: none"
     )
     user: Viewer | None = Field(None, description="missing: as the viewer's watches last said")
+    history: tuple[WatchedVideo, ...] | None = Field(
+        None,
+        max_length=MAX_HISTORY,
+        description="oldest first; stands in place of what is known of user_id",
+    )
+    surface: Surface = "home"
+
+
+class RecommendationRequest(WhoAsks):
+    """What a surface asks: which videos next?"""
+
     context_video_id: Identifier | None = Field(
         None, description="the video on screen; never in the answer, passed over when unknown"
     )
@@ -71,14 +94,28 @@ class RecommendationRequest(_Asked):
     intent: str | None = Field(
         None, max_length=512, description="what the viewer wants, in plain words"
     )
-    history: tuple[WatchedVideo, ...] | None = Field(
-        None,
-        max_length=MAX_HISTORY,
-        description="oldest first; stands in place of what is known of user_id",
-    )
     k: int = Field(10, ge=1, le=MAX_K, description="videos wanted")
     exclude: Exclude = Exclude()
+    languages: tuple[Annotated[str, Field(min_length=1, max_length=16)], ...] = Field(
+        (),
+        max_length=MAX_LANGUAGES,
+        description="of the videos, as their uploads say; empty: any",
+    )
     fresh: Fresh | None = None
+
+
+class RankRequest(WhoAsks):
+    """Candidates of another system, to be put in order for a viewer."""
+
+    candidates: tuple[Identifier, ...] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="ids of videos, each once"
+    )
+
+
+class ExplanationRequest(WhoAsks):
+    """Why is this video for this viewer?"""
+
+    video_id: Identifier
 
 
 class RecommendedItem(_Answered):
@@ -87,33 +124,101 @@ class RecommendedItem(_Answered):
     video_id: str
     semantic_id: str = Field(description="such as A228 B204 C196 D0")
     score: float | None = Field(
-        description="natural log of the model's probability; null where no model spoke"
+        description="natural log of the LRM's probability; null where it did not speak"
     )
     title: str
     age_s: float = Field(description="seconds since upload, on the events' clock")
-    source: str = Field(description="lrm, or popularity where there is no model")
+    source: Source = Field(description=_SOURCE)
 
 
 class RecommendationResponse(_Answered):
     """The videos, best first; fewer than k where fewer may be shown."""
 
     request_id: str
-    arm: str
-    model_version: int = Field(description="0: no model is loaded yet")
+    arm: str = Field(description="of the experiment: a function of user_id")
+    model_version: int = Field(description="of what answered; 0: no model did")
     codebook_version: int
     items: tuple[RecommendedItem, ...]
 
 
+class RankedItem(_Answered):
+    """A candidate in its place."""
+
+    video_id: str
+    live: bool = Field(description="false: unknown or removed; such candidates come last")
+    score: float | None = Field(
+        description="higher is better: the share expected to be watched, or without a ranking adapter the natural log "
+        "of the LRM's probability; null where no model spoke"
+    )
+    watched_share: float | None = Field(None, description="expected, 0 to 1; of a ranking adapter")
+    like_probability: float | None = Field(None, description="0 to 1; of a ranking adapter")
+
+
+class RankResponse(_Answered):
+    """All candidates, best first; equals in the order in which they came."""
+
+    model_version: int = Field(description="0: no model answered")
+    codebook_version: int
+    scored_by: Literal["ranking_adapter", "lrm", "popularity"]
+    items: tuple[RankedItem, ...]
+
+
+class RelatedResponse(_Answered):
+    """What to watch after a video, whoever watches."""
+
+    video_id: str
+    model_version: int = Field(description="of the offline table; 0: it has no such row")
+    codebook_version: int
+    items: tuple[RecommendedItem, ...]
+
+
+class ExplanationResponse(_Answered):
+    """A sentence, and what it rests on."""
+
+    video_id: str
+    text: str
+    source: Literal["model", "template"] = Field(
+        description="model: written by the LRM; template: made of the evidence"
+    )
+    evidence: dict[str, Any]
+    model_version: int
+
+
 class VideoState(_Answered):
-    """How far a video has come in this replica."""
+    """How far a video has come, and when; times in UTC epoch milliseconds, null where it has not, or nobody knows."""
 
     video_id: str
     assigned: bool = Field(description="it has a semantic ID")
-    servable: bool = Field(description="it can be recommended")
+    servable: bool = Field(description="the replica that answers can recommend it")
     semantic_id: str | None = None
     title: str | None = None
-    upload_time_ms: int | None = None
+    upload_time_ms: int | None = Field(None, description="as its uploader says")
+    upload_append_time_ms: int | None = Field(None, description="when the upload reached the log")
+    featurized_time_ms: int | None = None
     assigned_time_ms: int | None = None
+    learned_time_ms: int | None = Field(
+        None, description="when an LRM that had read its text was promoted"
+    )
+    learned_model_version: int | None = Field(
+        None, description="the first such LRM, as far as known"
+    )
+    servable_time_ms: int | None = Field(None, description="the first replica could recommend it")
+    first_shown_time_ms: int | None = Field(None, description="its first impression was logged")
+    first_shown_model_version: int | None = None
+
+
+class FreshnessResponse(_Answered):
+    """The figures of the freshness worker, as it last wrote them."""
+
+    written_time_ms: int | None = Field(None, description="null: it has written none yet")
+    figures: dict[str, Any] = {}
+
+
+class ModelState(_Answered):
+    """What a replica holds of one model."""
+
+    model_version: int = Field(description="0: none")
+    previous_version: int = Field(description="kept for a rollback at once; 0: none")
 
 
 class ReplicaStatus(_Answered):
@@ -126,8 +231,9 @@ class ReplicaStatus(_Answered):
     )
     live_videos: int
     histories: int = Field(description="viewers of whom something is known")
-    model_version: int = Field(description="0: none")
+    model_version: int = Field(description="of the LRM; 0: none")
     previous_version: int = Field(description="kept for a rollback at once; 0: none")
+    models: dict[str, ModelState] = Field({}, description="by model name, those that answer")
     codebook_version: int
     swaps: int
     rejected_swaps: int

@@ -6,9 +6,13 @@ are read. Knows nothing of Kafka clients, models and HTTP.
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Callable, Container, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 
@@ -16,19 +20,23 @@ from infra import metrics
 from infra.clock import now_ms
 from infra.errors import DecodeError
 from infra.log import get_logger
-from models.evaluation import Popularity
 from models.prompts import ViewerLike, WatchLike
 from models.semantic_id import SemanticIdSpace
 from models.trie import LiveTrie
 from serve.follower import Record, refuse
-from streams.catalogue import Catalogue
+from streams.catalogue import Catalogue, CatalogueChange
 from streams.events import SemanticIdAssigned, UserErased
 from streams.history import History, decode_history
 from streams.topics import HISTORIES
 from streams.watches import accepted_watch
 
+MAX_POPULAR, MIN_POPULAR = 2_000, 100
+POPULAR_FOR_S = 5.0
+
 log = get_logger()
 OnLive = Callable[[SemanticIdAssigned], None]
+OnChange = Callable[[CatalogueChange, Record], None]
+OnFollowed = Callable[[str, str], None]
 
 
 class EventClock:
@@ -59,12 +67,26 @@ class CatalogueView:
     """
 
     def __init__(
-        self, space: SemanticIdSpace, clock: EventClock, *, on_live: OnLive = lambda video: None
+        self,
+        space: SemanticIdSpace,
+        clock: EventClock,
+        *,
+        on_live: OnLive = lambda video: None,
+        on_change: OnChange = lambda change, record: None,
     ) -> None:
-        """Start empty; `on_live` is called for each video right after the trie took it, again when it changed."""
+        """Start empty.
+
+        Args:
+            space: of the current codebook.
+            clock: is advanced by upload times.
+            on_live: called for each video right after the trie took it, again when it changed.
+            on_change: called for each record that changed something, before the trie takes it.
+        """
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
-        self._clock, self._on_live = clock, on_live
+        self.changes = 0
+        """How often a video came, changed or went: the same number, the same catalogue."""
+        self._clock, self._on_live, self._on_change = clock, on_live, on_change
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in a batch of `video.semantic_ids`; the trie is written once."""
@@ -76,10 +98,12 @@ class CatalogueView:
                 refuse(record, error)
                 continue
             if change is not None:
+                self._on_change(change, record)
+                changed[change.video_id] = change.current
                 if change.current is not None:
                     self._clock.advance(change.current.upload_time_ms)
-                changed[change.video_id] = change.current
         if changed:
+            self.changes += len(changed)
             self._write_trie(changed)
             metrics.LIVE_VIDEOS.set(len(self.trie.view))
 
@@ -131,14 +155,27 @@ class HistoryView:
     """
 
     def __init__(
-        self, clock: EventClock, *, length: int = 100, future_slack_s: float = 86_400.0
+        self,
+        clock: EventClock,
+        *,
+        length: int = 100,
+        future_slack_s: float = 86_400.0,
+        on_followed: OnFollowed = lambda before, after: None,
     ) -> None:
-        """Start empty; `length` and `future_slack_s` are the sealer's, so that both agree on what a history is."""
-        self._clock, self._length = clock, length
+        """Start empty.
+
+        Args:
+            clock: is advanced by watches.
+            length: of a history, and `future_slack_s`: the sealer's, so that both agree on what a history is.
+            future_slack_s: further in the future no watch is accepted.
+            on_followed: called with two videos that a viewer watched one after the other, as far as the times tell.
+        """
+        self._clock, self._length, self._on_followed = clock, length, on_followed
         self._future_slack_ms = round(future_slack_s * 1000)
         self._lock = threading.Lock()
         self._by_user: dict[str, History] = {}
-        self._popularity = Popularity()
+        self._views: Counter[str] = Counter()
+        self._most_watched = _MostWatched()
 
     def __len__(self) -> int:
         return len(self._by_user)
@@ -151,10 +188,10 @@ class HistoryView:
                 return KnownViewer()
             return KnownViewer(history.user, tuple(history.entries))
 
-    def popular(self, k: int, *, live: Container[str]) -> list[str]:
-        """Return the k most watched of some videos, as far as the histories tell."""
+    def most_watched(self) -> Sequence[str]:
+        """Return the most watched videos, as far as the histories tell, removed ones included; seconds old."""
         with self._lock:
-            return self._popularity.top(k, live=live)
+            return self._most_watched.get(self._views)
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in a batch of `user.histories` and `watch.events`."""
@@ -183,7 +220,10 @@ class HistoryView:
             else:
                 unseen = held.join(sealed.entries, length=self._length)
                 held.user = held.user or sealed.user
-            self._popularity.add(entry.video_id for entry in unseen)
+            self._views.update(entry.video_id for entry in unseen)
+        if held is None:
+            for before, after in pairwise(unseen):
+                self._on_followed(before.video_id, after.video_id)
         if unseen:
             self._clock.advance(max(entry.event_time_ms for entry in unseen))
 
@@ -198,6 +238,26 @@ class HistoryView:
             return
         with self._lock:
             history = self._by_user.setdefault(watch.user_id, History())
-            if history.add(watch, length=self._length):
-                self._popularity.add([watch.video_id])
+            added = history.add(watch, length=self._length)
+            if added:
+                self._views[watch.video_id] += 1
+            last_two = [entry.video_id for entry in history.entries[-2:]]
+        if added and len(last_two) == 2 and last_two[1] == watch.video_id:
+            self._on_followed(last_two[0], last_two[1])
         self._clock.advance(watch.event_time_ms)
+
+
+class _MostWatched:
+    """The most watched videos, counted out anew at most every few seconds: under load every answer may want them."""
+
+    def __init__(self) -> None:
+        self._ids: Sequence[str] = ()
+        self._until_s = 0.0
+
+    def get(self, views: Counter[str]) -> Sequence[str]:
+        """Return ids, the most watched first; ties go to the smaller id."""
+        if time.monotonic() >= self._until_s or len(self._ids) < min(len(views), MIN_POPULAR):
+            best = heapq.nsmallest(MAX_POPULAR, views.items(), key=lambda item: (-item[1], item[0]))
+            self._ids = tuple(video_id for video_id, _ in best)
+            self._until_s = time.monotonic() + POPULAR_FOR_S
+        return self._ids

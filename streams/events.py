@@ -17,6 +17,8 @@ LRM_MODEL_NAME = "lrm"
 """`model_name` of the checkpoints that answer recommendations; `lrm.home` names an adapter, others other models."""
 TWO_TOWER_CLUSTER, TWO_TOWER_HASH = "two_tower_cluster", "two_tower_hash"
 """The two-tower with trainable cluster ids, and its twin on hashed ids."""
+TABLE_MODEL_NAME = "table"
+"""The offline table: not a model, but announced, swapped and rolled back as one."""
 
 Surface = Literal["home", "watch_next", "shorts", "search", "music"]
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts", "search", "music")
@@ -112,6 +114,7 @@ class CodesComputed(VideoMetadata):
     upload_position: int = Field(
         description="offset in video.uploads: later is newer, within one video"
     )
+    featurized_time_ms: int | None = Field(None, description="when its codes were computed")
 
 
 class CodeAllocated(_Model):
@@ -136,6 +139,7 @@ class SemanticIdAssigned(VideoMetadata):
     upload_time_ms: EventTimeMs
     upload_append_time_ms: int
     upload_position: int
+    featurized_time_ms: int | None = Field(None, description="when its codes were computed")
     assigned_time_ms: int
 
     @property
@@ -255,6 +259,10 @@ class CheckpointPromoted(_Model):
         (), description="shards that this round learned from, and no round before"
     )
     newest_event_time_ms: int = 0
+    next_semantic_id_offsets: dict[int, int] = Field(
+        default_factory=dict,
+        description="by partition of video.semantic_ids: records before it were learned from, those behind it were not",
+    )
     promoted_time_ms: int
     base_model_version: int | None = Field(
         None, description="of an adapter: the model_version of the base it belongs to"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from infra.clock import now_ms
 from infra.errors import DecodeError, VersionMismatchError
 from infra.settings import Settings, UploadSettings
 from infra.storage import ObjectStore
@@ -171,4 +172,5 @@ def codes_computed(
         upload_time_ms=upload.upload_time_ms or upload.event_time_ms,
         upload_append_time_ms=append_time_ms,
         upload_position=position,
+        featurized_time_ms=now_ms(),
     )

@@ -1,7 +1,7 @@
 """The freshness worker: from what the other processes announce to coverage, stage delays and model versions.
 
     loop          consumes              waits for                            produces
-    one by topic  serving.impressions   dead letters and the snapshot file   dead letters; the catalogue in Qdrant
+    one by topic  serving.impressions   dead letters and the snapshot file   dead letters
                   video.semantic_ids
                   video.servable
                   model.checkpoints
@@ -49,7 +49,6 @@ from streams.topics import (
     SWAPS,
     Topic,
 )
-from workers.catalogue_index import CatalogueIndex
 from workers.faust_app import (
     Outgoing,
     Publisher,
@@ -81,19 +80,12 @@ class _Kind(NamedTuple):
 class FreshnessWorker:
     """What the loops do with a batch of Faust events."""
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        path: Path,
-        publisher: Publisher,
-        index: CatalogueIndex | None = None,
-    ) -> None:
-        """Take over a snapshot that is to be saved at `path`; `index` follows the semantic IDs where there is one."""
+    def __init__(self, snapshot: Snapshot, path: Path, publisher: Publisher) -> None:
+        """Take over a snapshot that is to be saved at `path`."""
         self._snapshot = snapshot
         self._figures = figures = snapshot.figures
         self._path = path
         self._publisher = publisher
-        self._index = index
         self._saving = asyncio.Lock()
         self._kinds = {
             IMPRESSIONS.name: _Kind(ImpressionsShown, lambda event, _: self._show(event)),
@@ -112,9 +104,6 @@ class FreshnessWorker:
         Delivery: 1. its dead letters are durable before 2. the figures are, in one file with the offsets they include.
         Killed before 2, the next process does both again; killed after it, it skips what is in the file.
         """
-        if topic is SEMANTIC_IDS and self._index is not None:
-            records = [(event.message.key, event.value) for event in events]
-            await asyncio.to_thread(self._index.apply, records)
         usable, letters = self._decode(topic, events)
         await self._publisher.publish(letters)  # Step 1
         for event, record in usable:
@@ -191,30 +180,17 @@ def create_app(settings: Settings) -> faust.App:
 
     Raises:
         ConfigError: Kafka's address or the topics are missing.
-        TransientError: a Qdrant server is named and does not answer.
     """
     require_broker(settings.kafka)
     path = settings.var_dir / FILE_NAME
     snapshot = load_snapshot(path, topic_ids(settings.kafka, TOPICS))
     app = create_faust_app(settings, snapshot.group)
     publisher = Publisher(app, settings.kafka, [DEAD_LETTERS[IMPRESSIONS.name]])
-    worker = FreshnessWorker(snapshot, path, publisher, _rebuilt_index(settings))
+    worker = FreshnessWorker(snapshot, path, publisher)
     write_atomically(path, snapshot.to_bytes())  # the group's name, before it commits anything
     for topic in TOPICS:
         _follow(app, settings, worker, topic)
     return app
-
-
-def _rebuilt_index(settings: Settings) -> CatalogueIndex | None:
-    """Return the server's index, holding what the topic holds even if the server came up empty.
-
-    Blocks: until the topic was read to its end.
-    """
-    if not settings.qdrant.url:
-        return None  # an embedded index would die with this process and be read by nobody
-    index = CatalogueIndex(settings.qdrant)
-    log.get_logger().info("catalogue_rebuilt", videos=index.rebuild(settings))
-    return index
 
 
 def _follow(app: faust.App, settings: Settings, worker: FreshnessWorker, topic: Topic) -> None:

@@ -37,6 +37,7 @@ def promotions(model_name: str, document: dict[str, Any]) -> Iterator[Checkpoint
         metrics=record["metrics"],
         shard_ids=tuple(record["shard_ids"]),
         newest_event_time_ms=document["newest_event_time_ms"],
+        next_semantic_id_offsets=document["positions"]["next_semantic_id_offsets"],
         promoted_time_ms=now_ms(),
     )
     yield from adapter_promotions(model_name, document)

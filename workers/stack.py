@@ -23,8 +23,10 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "uploads": ("worker", "uploads"),
     "watches": ("worker", "watches"),
     "freshness": ("worker", "freshness"),
+    "catalogue": ("worker", "catalogue"),
     "serve": ("serve",),
     "train": ("train",),
+    "table": ("table", "run"),
 }
 
 

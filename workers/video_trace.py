@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from confluent_kafka import Message
 
-from infra.errors import ConfigError, DecodeError
+from infra.errors import ConfigError, DecodeError, TransientError
 from infra.settings import KafkaSettings, Settings
 from infra.storage import ObjectStore
 from models.codebook import CODEBOOKS_KEY, current_manifest
@@ -31,6 +31,7 @@ from streams.events import (
     VideoRemoved,
     VideoServable,
 )
+from streams.neighbours import Neighbour
 from streams.partitions import partition_of
 from streams.topics import (
     ALLOCATIONS,
@@ -42,7 +43,7 @@ from streams.topics import (
     UPLOADS,
     Topic,
 )
-from workers.catalogue_index import CatalogueIndex, Neighbour
+from workers.catalogue_index import asked_index
 
 READ_TIMEOUT_S = 3600.0
 
@@ -90,11 +91,11 @@ class Trace:
 def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Trace:
     """Return what the topics say of a video.
 
-    Blocks: until its partitions were read; without Qdrant, all of `video.semantic_ids`.
+    Blocks: until its partitions were read; where nobody keeps the catalogue, all of `video.semantic_ids`.
 
     Raises:
         ConfigError: no topic holds anything of it.
-        TransientError: Qdrant or the brokers do not answer.
+        TransientError: the Qdrant server that is named, or the brokers, do not answer.
     """
     store = ObjectStore(settings.storage.root)
     current = current_manifest(store).codebook_version
@@ -103,7 +104,8 @@ def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Tr
     trace = Trace(video_id, current)
     way = _Way(settings.kafka, video_id, versions)
     catalogue = Catalogue(current)
-    everything = bool(neighbours) and not settings.qdrant.url
+    near = _asked(settings, video_id, neighbours, current) if neighbours else None
+    everything = bool(neighbours) and near is None
     way.read_by_video(catalogue, everything=everything)
     trace.assigned = catalogue.get(video_id)
     way.read_by_codes()
@@ -114,15 +116,27 @@ def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Tr
         )
     if trace.assigned is not None:
         trace.sharing = way.sharing(trace.assigned, catalogue if everything else None)
-        if settings.qdrant.url and neighbours:
-            index = CatalogueIndex(settings.qdrant)
-            trace.neighbours = index.neighbours(video_id, neighbours, codebook_version=current)
-            trace.near_by = f"Qdrant at {settings.qdrant.url}"
-            index.close()
+        if near is not None:
+            trace.neighbours = near
+            server = settings.qdrant.url
+            trace.near_by = f"Qdrant at {server}" if server else "Qdrant in the catalogue worker"
         elif neighbours:
             trace.neighbours = nearest(catalogue, trace.assigned, neighbours)
             trace.near_by = f"exact, among {len(catalogue)} live videos"
     return trace
+
+
+def _asked(settings: Settings, video_id: str, k: int, version: int) -> list[Neighbour] | None:
+    """Return what the catalogue in Qdrant says is near; None where nobody runs who keeps it."""
+    try:
+        with asked_index(settings) as index:
+            return index.neighbours(video_id, k, codebook_version=version)
+    except ConfigError:
+        return None
+    except TransientError:
+        if settings.qdrant.url:
+            raise
+        return None  # a worker that was killed left its address behind
 
 
 def nearest(catalogue: Catalogue, video: SemanticIdAssigned, k: int) -> list[Neighbour]:

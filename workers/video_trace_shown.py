@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from infra.printing import masked, printable, utc
 from models.semantic_id import format_semantic_id
+from streams.neighbours import Neighbour
 from workers.video_trace import Sharing, Trace
 
 UPLOADS = ("uploaded", "updated", "removed")
@@ -58,8 +61,13 @@ def _neighbours(trace: Trace) -> list[str]:
         return []
     return [
         f"nearest by content (cosine; {trace.near_by})",
-        *(
-            f"  {each.score:.3f}  {each.semantic_id}  {each.video_id}  {each.title}"
-            for each in trace.neighbours
-        ),
+        *(f"  {line}" for line in render_neighbours(trace.neighbours)),
+    ]
+
+
+def render_neighbours(neighbours: Iterable[Neighbour]) -> list[str]:
+    """Return a line for each."""
+    return [
+        f"{each.score:.3f}  {each.semantic_id}  {each.video_id}  {each.title}"
+        for each in neighbours
     ]

@@ -22,12 +22,11 @@ from pydantic import BaseModel
 
 from infra.claim import claim
 from infra.clock import now_ms
-from infra.errors import ConfigError, TransientError
+from infra.errors import ConfigError
 from infra.kafka.broker import LocalBroker
 from infra.settings import (
     KafkaSettings,
     MetricsSettings,
-    QdrantSettings,
     Settings,
     as_environment,
 )
@@ -54,7 +53,6 @@ from streams.topics import (
     SWAPS,
     Topic,
 )
-from workers.catalogue_index import CatalogueIndex
 from workers.freshness_snapshot import FILE_NAME, LOCK_NAME
 
 pytestmark = pytest.mark.integration
@@ -291,30 +289,3 @@ def test_worker_without_its_snapshot_begins_with_what_the_topics_hold(
         worker.process.wait(TIMEOUT_S)
         (worker.settings.var_dir / FILE_NAME).unlink()
         worker.start()
-
-
-def test_catalogue_view_is_rebuilt_from_its_topic(settings: Settings) -> None:
-    send_all(settings, videos(now_ms()))
-    index = CatalogueIndex(QdrantSettings())
-    for number in (0, 9999):  # one was removed since, the other never was in this topic
-        key, event = semantic_id_key(f"v{number}", 1).encode(), assigned(number, 1)
-        index.apply([(key, to_json(event))])
-
-    applied_ms = now_ms()
-    wait_until(lambda: now_ms() > applied_ms, timeout_s=1, what="the next millisecond")
-    progress: list[tuple[int, int]] = []
-    assert index.rebuild(settings, on_progress=lambda *at: progress.append(at)) == VIDEOS - 1
-
-    assert progress[-1] == (VIDEOS - 1, VIDEOS - 1)
-    found = index.neighbours("v100", 2, codebook_version=1)
-    assert {each.video_id for each in found} == {"v99", "v101"}
-    assert index.neighbours("v0", 2, codebook_version=1) == []
-    assert index.neighbours("v9999", 2, codebook_version=1) == []
-    index.close()
-
-
-def test_qdrant_that_does_not_answer_is_named() -> None:
-    index = CatalogueIndex(QdrantSettings(url="http://127.0.0.1:9"))
-    key = semantic_id_key("v1", 1).encode()
-    with pytest.raises(TransientError, match=r"'http://127\.0\.0\.1:9'"):
-        index.apply([(key, to_json(assigned(1, 1)))])

@@ -6,8 +6,6 @@ The tests run in the order of the file: the first asks before there is a model, 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,29 +13,24 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from pydantic import BaseModel
 
 from infra.clock import now_ms
 from infra.kafka.broker import LocalBroker
-from infra.settings import Settings, as_environment, load_settings
+from infra.settings import load_settings
 from infra.storage import ObjectStore
 from models.lrm import WEIGHTS
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
-from streams.client import TopicReader, flush, producer, send, wait_until
-from streams.codec import decode
+from streams.client import flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
-    TWO_TOWER_CLUSTER,
-    CheckpointPromoted,
     ImpressionsShown,
     SwapReported,
     UserHistory,
@@ -45,98 +38,25 @@ from streams.events import (
 )
 from streams.history import Entry, user_history
 from streams.topics import (
-    CHECKPOINTS,
     HISTORIES,
     IMPRESSIONS,
     SEMANTIC_IDS,
     SERVABLE,
     SWAPS,
     WATCHES,
-    Topic,
 )
+from tests.integration.serving_process import REACT_S, START_S, Endpoint, start
 from tests.tiny_serving import (
     NOON_MS,
     assigned,
     publish_tiny_codebook,
-    save_checkpoint,
     watch,
 )
 
 pytestmark = pytest.mark.integration
 
-RUN = "from infra.settings import load_settings; from serve.app import run; run(load_settings())"
-START_S, REACT_S = 240, 60
 NUM_VIDEOS = 30
-M = TypeVar("M", bound=BaseModel)
-
-
-@dataclass
-class Endpoint:
-    """The running process, and the topics around it."""
-
-    settings: Settings
-    folder: Path
-    process: subprocess.Popen[bytes]
-    http: httpx.Client
-
-    def publish(self, topic: Topic, key: str, event: BaseModel | None) -> None:
-        client = producer(self.settings.kafka)
-        send(client, self.settings.kafka, topic, key, event)
-        flush(client)
-
-    def promote(self, promoted: CheckpointPromoted) -> None:
-        self.publish(CHECKPOINTS, LRM_MODEL_NAME, promoted)
-
-    def checkpoint(self, version: int) -> CheckpointPromoted:
-        return save_checkpoint(self.folder / "store", version)
-
-    def ask(self, **fields: Any) -> dict[str, Any]:
-        response = self.http.post("/v1/recommendations", json=fields)
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    def ids(self, **fields: Any) -> list[str]:
-        return [item["video_id"] for item in self.ask(**fields)["items"]]
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.http.get("/v1/status").json()
-        return status
-
-    def read(self, topic: Topic, model: type[M]) -> list[M]:
-        with TopicReader(self.settings.kafka, [topic]) as reader:
-            return [decode(model, message.value()) for _, message in reader.read_to_end()]
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(condition, timeout_s=REACT_S, what=what)
-
-
-def start(settings: Settings, folder: Path) -> Endpoint:
-    """Start the process in `folder`, where the relative paths of the settings are, and wait until it listens."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("FRESHET_")
-    }
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN],
-            cwd=folder,
-            env=environment | as_environment(settings),
-            stdout=log,
-            stderr=log,
-        )
-    discovery = folder / settings.var_dir / "serve.json"
-    try:
-        wait_until(
-            lambda: discovery.exists() or process.poll() is not None,
-            timeout_s=START_S,
-            what="the start of the endpoint",
-        )
-        url = json.loads(discovery.read_text())["url"]
-    except Exception:
-        process.terminate()
-        print((folder / "serve.log").read_text(errors="replace")[-5000:])
-        raise
-    return Endpoint(settings, folder, process, httpx.Client(base_url=url, timeout=REACT_S))
+REMOVED_WITHIN_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +180,7 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
         for version in (2, 3):
             seen = len(versions)
             other = serving.checkpoint(version + 90)
-            other = other.model_copy(update={"model_name": TWO_TOWER_CLUSTER})
-            serving.publish(CHECKPOINTS, TWO_TOWER_CLUSTER, other)  # another model's: passed over
+            serving.promote(other.model_copy(update={"model_name": "another"}))  # passed over
             serving.promote(serving.checkpoint(version))
             serving.until(lambda v=version: v in versions, f"an answer of version {version}")  # type: ignore[misc]
             assert len(versions) > seen
@@ -276,8 +195,8 @@ def test_checkpoints_are_swapped_while_requests_run_and_none_fails(serving: Endp
 
 def test_corrupt_checkpoint_is_rejected_and_the_old_one_serves_on(serving: Endpoint) -> None:
     promoted = serving.checkpoint(4)
-    adapter = promoted.model_copy(update={"model_name": f"{LRM_MODEL_NAME}.home", "sha256": "0"})
-    serving.publish(CHECKPOINTS, adapter.model_name, adapter)  # of no concern to the base's slot
+    adapter = {"model_name": f"{LRM_MODEL_NAME}.home", "base_sha256": promoted.sha256}
+    serving.promote(promoted.model_copy(update=adapter))  # waits for its base, which never comes
     path = serving.folder / "store" / promoted.path / WEIGHTS
     weights = bytearray(path.read_bytes())
     weights[len(weights) // 2] ^= 0xFF
@@ -319,6 +238,125 @@ def test_answers_are_logged_as_impressions(serving: Endpoint) -> None:
     assert [item.video_id for item in shown.items] == [item["video_id"] for item in answer["items"]]
 
 
+def test_candidates_are_ranked_and_those_that_are_not_live_come_last(serving: Endpoint) -> None:
+    candidates = ["v-9", "never uploaded", "v-7", "v-10", "v-9"]
+    response = serving.http.post(
+        "/v1/rank", json={"user_id": "viewer", "surface": "shorts", "candidates": candidates}
+    )
+    ranked = response.json()
+    assert ranked["scored_by"] == "lrm"
+    assert ranked["model_version"] == serving.status()["model_version"]
+    scores = [item["score"] for item in ranked["items"] if item["live"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 2
+    assert [item["video_id"] for item in ranked["items"][2:]] == ["never uploaded", "v-7"]
+
+
+def test_explanation_is_of_evidence_where_the_model_writes_no_english(serving: Endpoint) -> None:
+    asked = {"user_id": "viewer", "video_id": "v-9"}
+    answer = serving.http.post("/v1/explanations", json=asked).json()
+    assert (answer["video_id"], answer["source"]) == ("v-9", "template")
+    assert answer["text"].endswith(".")
+    asked["video_id"] = "v-7"  # removed
+    assert serving.http.post("/v1/explanations", json=asked).status_code == 404
+
+
+def test_trace_tells_when_a_video_did_what(serving: Endpoint) -> None:
+    promoted = serving.checkpoint(5).model_copy(
+        update={"next_semantic_id_offsets": {0: 1_000, 1: 1_000}}
+    )
+    serving.promote(promoted)
+    serving.until(lambda: "v-50" in serving.ids(k=100), "the new video in an answer")
+
+    def trace() -> dict[str, Any]:
+        found: dict[str, Any] = serving.http.get("/v1/videos/v-50").json()
+        return found
+
+    serving.until(lambda: bool(trace()["first_shown_time_ms"]), "the first impression's log")
+    serving.until(lambda: trace()["learned_model_version"] == 5, "the model that read its text")
+    found = trace()
+    assert found["upload_append_time_ms"] <= found["servable_time_ms"]
+    assert found["servable_time_ms"] <= found["first_shown_time_ms"]
+
+
+def test_removed_video_is_out_of_everything_within_seconds_while_requests_run(
+    serving: Endpoint,
+) -> None:
+    serving.publish(WATCHES, "fan", watch("fan", "v-11", minute=5))
+    asks: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/recommendations", {"k": 100}),
+        (
+            "POST",
+            "/v1/recommendations",
+            {"k": 100, "user_id": "fan", "exclude": {"watched": False}},
+        ),
+        ("POST", "/v1/recommendations", {"k": 5, "context_video_id": "v-12"}),
+        ("POST", "/v1/rank", {"candidates": ["v-11", "v-12"]}),
+        ("GET", "/v1/videos/v-12/related?k=100", {}),
+    ]
+    answers: list[tuple[float, str, str]] = []
+    stopping = threading.Event()
+
+    def ask_on(method: str, path: str, body: dict[str, Any]) -> None:
+        with httpx.Client(base_url=serving.http.base_url, timeout=REACT_S) as http:
+            while not stopping.is_set():
+                begun = time.monotonic()
+                response = http.request(method, path, json=body if method == "POST" else None)
+                if response.status_code != 429:
+                    assert response.status_code == 200, response.text
+                    answers.append((begun, path, _shown_in(response.json())))
+
+    askers = [threading.Thread(target=ask_on, args=ask) for ask in asks]
+    for asker in askers:
+        asker.start()
+    try:
+        for path in {path for _, path, _ in asks}:
+            serving.until(
+                lambda path=path: any(
+                    where == path and "v-11," in ids for _, where, ids in answers
+                ),  # type: ignore[misc]
+                f"the video in an answer of {path}",
+            )
+        removed = time.monotonic()
+        serving.publish(SEMANTIC_IDS, semantic_id_key("v-11", 1), None)
+        time.sleep(REMOVED_WITHIN_S + 2)
+    finally:
+        stopping.set()
+        for asker in askers:
+            asker.join()
+    late = [answer for answer in answers if answer[0] > removed + REMOVED_WITHIN_S]
+    assert {path for _, path, _ in late} == {path for _, path, _ in asks}
+    assert [answer for answer in late if "v-11," in answer[2]] == []
+    assert serving.http.get("/v1/videos/v-11/related").status_code == 404
+
+
+def _shown_in(answer: dict[str, Any]) -> str:
+    """Which live videos an answer names."""
+    return "".join(f"{item['video_id']}," for item in answer["items"] if item.get("live", True))
+
+
+def test_no_request_that_the_openapi_document_allows_or_forbids_is_a_server_error(
+    serving: Endpoint,
+) -> None:
+    ran = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            "run",
+            f"{serving.http.base_url}/openapi.json",
+            "--checks=not_a_server_error,status_code_conformance,response_schema_conformance",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=15",
+            "--seed=0",
+            "--suppress-health-check=all",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+
+
 async def test_overload_is_shed_with_a_time_to_come_back(serving: Endpoint) -> None:
     watched = [{"video_id": f"v-{number}"} for number in range(20, 30)]
     heavy = {"history": watched * 2, "k": 100, "exclude": {"watched": False}}
@@ -340,7 +378,7 @@ def test_wrong_request_is_refused_and_metrics_are_exposed(serving: Endpoint) -> 
     assert response.json()["detail"][0]["field"] == "k"
     assert serving.http.get("/healthz").status_code == 200
     metrics = serving.http.get("/metrics").text
-    assert 'freshet_serving_swaps_total{outcome="succeeded"} 4.0' in metrics
+    assert 'freshet_serving_swaps_total{model="lrm",outcome="succeeded"} 4.0' in metrics
     assert "viewer" not in metrics
 
 

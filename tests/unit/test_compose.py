@@ -47,12 +47,15 @@ def test_every_freshet_command_is_one_that_the_command_line_has(name: str) -> No
 def test_every_process_has_a_service() -> None:
     started = {" ".join(service["command"]) for service in OURS.values()}
     processes = {f"worker {name}" for name in command_line.tree().commands["worker"].commands}
-    assert processes | {"train", "serve", "topics create", "bootstrap --if-missing"} <= started
+    assert (
+        processes | {"train", "serve", "table run", "topics create", "bootstrap --if-missing"}
+        <= started
+    )
 
 
 def test_only_the_worker_that_keeps_qdrant_in_step_waits_for_it() -> None:
     waiting = {name for name in SERVICES if "qdrant" in SERVICES[name].get("depends_on", {})}
-    assert waiting == {"freshness"}
+    assert waiting == {"catalogue"}
 
 
 def test_every_freshet_variable_is_a_setting_with_a_valid_value() -> None:
@@ -140,6 +143,8 @@ def test_prometheus_scrapes_every_process_where_it_listens() -> None:
         "uploads:9100",
         "watches:9100",
         "freshness:9100",
+        "catalogue:9100",
         "train:9100",
+        "table:9100",
         "serve:8000",
     } <= targets

@@ -9,11 +9,18 @@ from httpx import ASGITransport, AsyncClient, Response
 
 from infra.errors import ConfigError
 from infra.settings import load_settings
-from serve.api import MAX_BODY_BYTES, build_api
+from serve.api import build_api
 from serve.app import refuse_open_address
+from serve.body_limits import MAX_BODY_BYTES, MAX_DEPTH
 from serve.schemas import (
+    ExplanationRequest,
+    ExplanationResponse,
+    FreshnessResponse,
+    RankRequest,
+    RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    RelatedResponse,
     ReplicaStatus,
     VideoState,
 )
@@ -34,6 +41,18 @@ class EmptyBackend:
         return RecommendationResponse(
             request_id="r", arm="lrm", model_version=1, codebook_version=1, items=()
         )
+
+    async def rank(self, request: RankRequest) -> RankResponse:
+        return RankResponse(model_version=0, codebook_version=1, scored_by="popularity", items=())
+
+    async def explain(self, request: ExplanationRequest) -> ExplanationResponse | None:
+        return None
+
+    async def related(self, video_id: str, k: int) -> RelatedResponse | None:
+        return None
+
+    async def freshness(self) -> FreshnessResponse:
+        return FreshnessResponse(written_time_ms=None)
 
     async def video(self, video_id: str) -> VideoState:
         return VideoState(video_id=video_id, assigned=False, servable=False)
@@ -88,7 +107,7 @@ async def test_request_without_any_field_is_answered(client: Client) -> None:
         ({"surface": "cinema"}, "surface"),
         ({"user_id": ""}, "user_id"),
         ({"user": {"age": -1}}, "user.age"),
-        ({"languages": ["en"]}, "languages"),
+        ({"colours": ["red"]}, "colours"),
         ({"exclude": {"watchd": False}}, "exclude.watchd"),
         ({"fresh": {"max_age_h": 0}}, "fresh.max_age_h"),
         ({"fresh": {}}, "fresh.max_age_h"),
@@ -125,6 +144,25 @@ async def test_body_that_turns_out_too_long_is_refused(client: Client) -> None:
 
     response = await client().post(ASK, content=chunks())
     assert response.status_code == 413
+
+
+async def test_body_that_is_nested_too_deep_is_refused(client: Client) -> None:
+    nested = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
+    content = f'{{"history": {nested}}}'.encode()
+    response = await client().post(ASK, content=content, headers=IS_JSON)
+    assert response.status_code == 422
+    assert "nested" in response.json()["detail"][0]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos/v/related", "/v1/explanations"])
+async def test_video_that_is_not_live_is_not_found(client: Client, path: str) -> None:
+    api = client()
+    if path.endswith("related"):
+        response = await api.get(path)
+    else:
+        response = await api.post(path, json={"video_id": "v"})
+    assert response.status_code == 404
+    assert "'v' is not live" in response.json()["detail"]
 
 
 async def test_key_is_asked_for_where_answers_are_given(client: Client) -> None:

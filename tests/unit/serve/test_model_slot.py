@@ -13,34 +13,37 @@ from infra.errors import TransientError
 from infra.storage import ObjectStore, sha256_of
 from models.lrm import SIDECAR, WEIGHTS
 from models.semantic_id import SemanticIdSpace
-from serve.model_slot import ModelSlot
+from serve.model_bundles import ModelBundle, lrm_loader
+from serve.model_slot import CheckpointFiles, Slot, SwapLog
+from serve.model_trial import Trial
 from serve.views import CatalogueView, EventClock
 from streams.events import CheckpointPromoted, SwapReported
 from tests.tiny_serving import SPACE, assigned, record_of, save_checkpoint, tiny_lrm
 
 Damage = Callable[[Path], CheckpointPromoted]
+LrmSlot = Slot[ModelBundle]
 
 
 @pytest.fixture
-def slot(tmp_path: Path) -> ModelSlot:
+def slot(tmp_path: Path) -> LrmSlot:
     catalogue = CatalogueView(SPACE, EventClock())
     catalogue.take([record_of(assigned(number)) for number in range(40)])
     return slot_of(catalogue, tmp_path)
 
 
-def slot_of(catalogue: CatalogueView, root: Path) -> ModelSlot:
-    return ModelSlot(
-        ObjectStore(str(root)), catalogue, replica="r", cache=root / "cache", beam_width=20
-    )
+def slot_of(catalogue: CatalogueView, root: Path) -> LrmSlot:
+    files = CheckpointFiles(ObjectStore(str(root)), root / "cache", codebook_version=1)
+    load = lrm_loader(files, Trial(catalogue, beam_width=20), SPACE)
+    return Slot(load, SwapLog(replica="r"))
 
 
-def swapped(slot: ModelSlot, promoted: CheckpointPromoted) -> SwapReported:
+def swapped(slot: LrmSlot, promoted: CheckpointPromoted) -> SwapReported:
     report = slot.swap(promoted)
     assert report is not None
     return report
 
 
-def version_of(slot: ModelSlot) -> int:
+def version_of(slot: LrmSlot) -> int:
     return slot.current.model_version if slot.current else 0
 
 
@@ -134,7 +137,7 @@ def of_another_shape(root: Path) -> CheckpointPromoted:
     ],
 )
 def test_bad_checkpoint_is_rejected_and_the_old_one_serves_on(
-    slot: ModelSlot, tmp_path: Path, damage: Damage, reason: str
+    slot: LrmSlot, tmp_path: Path, damage: Damage, reason: str
 ) -> None:
     swapped(slot, save_checkpoint(tmp_path, 1))
     before = slot.current
@@ -142,11 +145,11 @@ def test_bad_checkpoint_is_rejected_and_the_old_one_serves_on(
     assert report.outcome == "rejected"
     assert re.search(reason, report.reason)
     assert slot.current is before
-    assert (slot.swaps, slot.rejected_swaps) == (1, 1)
+    assert (slot._log.swaps, slot._log.rejected_swaps) == (1, 1)
 
 
 def test_good_checkpoint_takes_over_and_the_one_before_is_kept(
-    slot: ModelSlot, tmp_path: Path
+    slot: LrmSlot, tmp_path: Path
 ) -> None:
     assert slot.current is None
     first = swapped(slot, save_checkpoint(tmp_path, 1))
@@ -158,14 +161,14 @@ def test_good_checkpoint_takes_over_and_the_one_before_is_kept(
     assert slot.previous.model_version == 1
 
 
-def test_pointer_to_what_serves_already_changes_nothing(slot: ModelSlot, tmp_path: Path) -> None:
+def test_pointer_to_what_serves_already_changes_nothing(slot: LrmSlot, tmp_path: Path) -> None:
     promoted = save_checkpoint(tmp_path, 1)
     swapped(slot, promoted)
     assert slot.swap(promoted) is None
-    assert slot.swaps == 1
+    assert slot._log.swaps == 1
 
 
-def test_pointer_back_to_the_one_before_needs_no_file(slot: ModelSlot, tmp_path: Path) -> None:
+def test_pointer_back_to_the_one_before_needs_no_file(slot: LrmSlot, tmp_path: Path) -> None:
     first, second = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2)
     swapped(slot, first)
     bundle = slot.current
@@ -179,7 +182,7 @@ def test_pointer_back_to_the_one_before_needs_no_file(slot: ModelSlot, tmp_path:
 
 
 def test_newest_pointer_is_served_and_those_it_overtook_are_not_loaded(
-    slot: ModelSlot, tmp_path: Path
+    slot: LrmSlot, tmp_path: Path
 ) -> None:
     reports = slot.follow([save_checkpoint(tmp_path, version) for version in (1, 2, 3)])
     assert [report.model_version for report in reports] == [3]
@@ -187,7 +190,7 @@ def test_newest_pointer_is_served_and_those_it_overtook_are_not_loaded(
 
 
 def test_bad_newest_checkpoint_gives_way_to_the_one_it_overtook(
-    slot: ModelSlot, tmp_path: Path
+    slot: LrmSlot, tmp_path: Path
 ) -> None:
     bad = flipped_bit(tmp_path)
     reports = slot.follow([save_checkpoint(tmp_path, 1), bad])
@@ -201,7 +204,7 @@ def test_bad_newest_checkpoint_gives_way_to_the_one_it_overtook(
 
 
 def test_bad_newest_checkpoint_after_the_one_that_serves_changes_nothing(
-    slot: ModelSlot, tmp_path: Path
+    slot: LrmSlot, tmp_path: Path
 ) -> None:
     first = save_checkpoint(tmp_path, 1)
     slot.follow([first])
@@ -212,7 +215,7 @@ def test_bad_newest_checkpoint_after_the_one_that_serves_changes_nothing(
 
 @pytest.mark.parametrize("error", [TransientError("no answer"), OSError(5, "I/O"), RuntimeError()])
 def test_checkpoint_out_of_reach_is_tried_again_at_the_next_follow(
-    slot: ModelSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    slot: LrmSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     slot.follow([save_checkpoint(tmp_path, 1)])
 
@@ -223,20 +226,20 @@ def test_checkpoint_out_of_reach_is_tried_again_at_the_next_follow(
         patched.setattr(ObjectStore, "local_directory", unreachable)
         assert slot.follow([save_checkpoint(tmp_path, 2)]) == []
         assert slot.follow([]) == []
-    assert (version_of(slot), slot.rejected_swaps) == (1, 0)
+    assert (version_of(slot), slot._log.rejected_swaps) == (1, 0)
     assert [one.outcome for one in slot.follow([])] == ["succeeded"]
     assert version_of(slot) == 2
     assert slot.follow([]) == []
 
 
 def test_checkpoint_out_of_reach_is_given_up_once_a_newer_one_serves(
-    slot: ModelSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slot: LrmSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing_read(*_: object, **__: object) -> None:
         raise OSError(5, "I/O")
 
     with monkeypatch.context() as patched:
-        patched.setattr("serve.model_slot.load_lrm", failing_read)
+        patched.setattr("serve.model_bundles.load_lrm", failing_read)
         assert slot.follow([save_checkpoint(tmp_path, 1)]) == []
     assert [one.model_version for one in slot.follow([save_checkpoint(tmp_path, 2)])] == [2]
     assert slot.follow([]) == []

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.storage import ObjectStore
+from infra.errors import Overloaded
+from infra.settings import Settings, load_settings, with_values
+from infra.storage import ObjectStore, sha256_of
+from models.offline_table import DATA, load_table
 from models.recommend import recommend
-from serve.model_slot import ModelSlot
-from serve.recommender import Recommender
+from serve.model_slots import ModelSlots
+from serve.neighbours import Neighbours
+from serve.recommender import Recommender, Search
 from serve.schemas import RecommendationRequest, RecommendationResponse
+from serve.search_queue import SearchQueue
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.events import ImpressionsShown
+from streams.events import TABLE_MODEL_NAME, CheckpointPromoted, ImpressionsShown
+from tests.table_factories import save_table, some_table
 from tests.tiny_serving import (
     NOON_MS,
     SPACE,
@@ -21,8 +29,10 @@ from tests.tiny_serving import (
     record_of,
     removal_of,
     save_checkpoint,
+    save_two_tower,
     watch,
     watch_record,
+    with_content,
 )
 
 NUM_VIDEOS = 40
@@ -34,9 +44,27 @@ class Endpoint:
 
     catalogue: CatalogueView
     histories: HistoryView
-    models: ModelSlot
-    recommender: Recommender
+    models: ModelSlots
+    clock: EventClock
+    settings: Settings
+    search: Search
     shown: list[ImpressionsShown] = field(default_factory=list)
+
+    @property
+    def recommender(self) -> Recommender:
+        return Recommender(
+            self.catalogue,
+            self.histories,
+            self.models,
+            self.search,
+            Neighbours(self.settings),  # nobody answers: there is no catalogue worker
+            self.clock,
+            self.settings,
+            on_shown=self.shown.append,
+        )
+
+    def set(self, **values: Any) -> None:
+        self.settings = with_values(self.settings, **values)
 
     def ask(self, **fields: Any) -> RecommendationResponse:
         return self.recommender.recommend(RecommendationRequest.model_validate(fields))
@@ -53,7 +81,7 @@ def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cold(store_root: Path) -> Endpoint:
+def cold(store_root: Path, tmp_path: Path) -> Iterator[Endpoint]:
     """Without a model; video n was uploaded n hours before noon, by one of four channels."""
     clock = EventClock()
     catalogue, histories = CatalogueView(SPACE, clock), HistoryView(clock)
@@ -63,27 +91,26 @@ def cold(store_root: Path) -> Endpoint:
             for number in range(NUM_VIDEOS)
         ]
     )
-    models = ModelSlot(
-        ObjectStore(str(store_root)), catalogue, replica="r", cache=store_root, beam_width=10
-    )
-    shown: list[ImpressionsShown] = []
-    recommender = Recommender(
+    models = ModelSlots(
+        ObjectStore(str(store_root)),
         catalogue,
-        histories,
-        models,
-        clock,
+        replica="r",
+        cache=store_root,
         beam_width=10,
-        searches_at_once=1,
-        new_video_age_h=5,
-        on_shown=shown.append,
+        load_table=load_table,
     )
-    return Endpoint(catalogue, histories, models, recommender, shown)
+    search = SearchQueue(beam_width=10)
+    settings = with_values(
+        load_settings({"FRESHET_VAR_DIR": str(tmp_path)}), freshness__new_video_age_h=5.0
+    )
+    yield Endpoint(catalogue, histories, models, clock, settings, search)
+    search.close()
 
 
 @pytest.fixture
 def endpoint(cold: Endpoint, store_root: Path) -> Endpoint:
     """With a model."""
-    cold.models.swap(save_checkpoint(store_root, 1))
+    cold.models.follow([save_checkpoint(store_root, 1)])
     return cold
 
 
@@ -96,7 +123,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.extend(requests)
         return recommend(lrm, requests, *rest, **options)
 
-    monkeypatch.setattr("serve.recommender.recommend", recording)
+    monkeypatch.setattr("serve.search_queue.recommend", recording)
     return asked
 
 
@@ -250,3 +277,154 @@ def test_each_answer_is_reported_with_what_is_new(endpoint: Endpoint) -> None:
         (position, item.video_id) for position, item in enumerate(answer.items)
     ]
     assert {item.video_id for item in shown.items if item.new} == {f"v-{n}" for n in range(5)}
+
+
+class BusySearch:
+    """As many wait as may."""
+
+    def search(self, *_: Any, **__: Any) -> Any:
+        raise Overloaded("as many wait as may", 16)
+
+
+def announced_table(root: Path, rows: Mapping[str, Sequence[str]]) -> CheckpointPromoted:
+    path = f"tables/{uuid.uuid4().hex}"
+    save_table(some_table(rows), root / path)
+    return CheckpointPromoted(
+        model_name=TABLE_MODEL_NAME,
+        model_version=3,
+        codebook_version=1,
+        path=path,
+        sha256=sha256_of(root / path / DATA),
+        metrics={},
+        promoted_time_ms=NOON_MS,
+    )
+
+
+def new_ones(answer: RecommendationResponse, max_age_h: float) -> list[str]:
+    return [item.video_id for item in answer.items if item.age_s <= max_age_h * 3600]
+
+
+def sources(answer: RecommendationResponse) -> list[tuple[str, str]]:
+    return [(item.video_id, item.source) for item in answer.items]
+
+
+def test_fresh_share_of_the_places_is_for_new_videos_where_the_request_asks(
+    endpoint: Endpoint,
+) -> None:
+    by_itself = new_ones(endpoint.ask(k=5), 1)
+    answer = endpoint.ask(k=5, fresh={"max_age_h": 1, "min_share": 0.4})
+    assert len(answer.items) == 5
+    assert len(new_ones(answer, 1)) == max(2, len(by_itself))
+    assert {item.source for item in answer.items} <= {"lrm", "fresh_lane"}
+    everything = endpoint.ask(k=40, fresh={"max_age_h": 1, "min_share": 0.9})
+    assert len({item.video_id for item in everything.items}) == 40  # two are that new, no more
+
+
+def test_arm_with_the_fresh_lane_shows_new_videos_by_its_settings(endpoint: Endpoint) -> None:
+    endpoint.set(
+        experiment__arms=("lrm_fresh",), serve__fresh_share=0.5, serve__fresh_max_age_h=3.0
+    )
+    answer = endpoint.ask(user_id="u", k=8)
+    assert answer.arm == "lrm_fresh"
+    assert len(new_ones(answer, 3)) >= 4
+    assert {item.source for item in answer.items} == {"lrm", "fresh_lane"}
+
+
+def test_both_lanes_are_searched_in_one_call(endpoint: Endpoint, prompts: list[Any]) -> None:
+    endpoint.ask(k=5, fresh={"max_age_h": 1, "min_share": 0.4})
+    main, fresh = prompts
+    assert (main.ask, main.watches, main.viewer) == (fresh.ask, fresh.watches, fresh.viewer)
+    assert main.filters.uploaded_after_ms is None
+    assert fresh.filters.uploaded_after_ms == NOON_MS - 3_600_000
+
+
+def test_two_tower_arm_without_a_two_tower_answers_what_is_popular(endpoint: Endpoint) -> None:
+    endpoint.set(experiment__arms=("two_tower_cluster",))
+    seen(endpoint, "a", "v-1", "v-2")
+    answer = endpoint.ask(user_id="u", k=5)
+    assert (answer.arm, answer.model_version) == ("two_tower_cluster", 0)
+    assert sources(answer) == [("v-1", "popularity"), ("v-2", "popularity")]
+
+
+@pytest.mark.parametrize("arm", ["two_tower_cluster", "two_tower_hash"])
+def test_two_tower_arm_ranks_what_is_live_by_the_history(
+    endpoint: Endpoint, store_root: Path, arm: str
+) -> None:
+    endpoint.catalogue.take(
+        [
+            record_of(with_content(assigned(number, age_h=number), number))
+            for number in range(NUM_VIDEOS)
+        ]
+    )
+    endpoint.models.follow([save_two_tower(store_root, arm, 7)])
+    endpoint.set(experiment__arms=(arm,))
+    seen(endpoint, "u", "v-1", "v-2")
+    endpoint.catalogue.take([removal_of("v-9")])
+    answer = endpoint.ask(user_id="u", k=100)
+    everything = {f"v-{number}" for number in range(NUM_VIDEOS)}  # also those it never learned
+    assert {item.video_id for item in answer.items} == everything - {"v-1", "v-2", "v-9"}
+    assert {item.source for item in answer.items} == {"two_tower"}
+    assert answer.model_version == 7
+    other = endpoint.ids(user_id="u", k=100, history=[{"video_id": "v-30"}])
+    assert other != [item.video_id for item in answer.items]
+    assert set(endpoint.ids(user_id="u", k=3, fresh={"max_age_h": 3})) == {"v-0", "v-3"}
+
+
+def test_two_tower_ranks_by_the_video_on_screen_for_who_has_watched_nothing(
+    endpoint: Endpoint, store_root: Path
+) -> None:
+    endpoint.catalogue.take(
+        [record_of(with_content(assigned(number), number)) for number in range(NUM_VIDEOS)]
+    )
+    endpoint.models.follow([save_two_tower(store_root, "two_tower_cluster", 8)])
+    endpoint.set(experiment__arms=("two_tower_cluster",), table__route=())
+    answers = [endpoint.ids(context_video_id=f"v-{number}", k=5) for number in (3, 30)]
+    assert answers[0] != answers[1]
+
+
+def test_languages_are_heeded(endpoint: Endpoint) -> None:
+    endpoint.catalogue.take(
+        [record_of(assigned(number).model_copy(update={"language": "de"})) for number in (3, 4)]
+    )
+    assert set(endpoint.ids(k=100, languages=["de", "fr"])) == {"v-3", "v-4"}
+
+
+def test_too_many_that_wait_are_answered_from_the_table_then_popularity(
+    endpoint: Endpoint, store_root: Path
+) -> None:
+    endpoint.models.follow([announced_table(store_root, {"v-0": ["v-5", "v-6", "v-0"]})])
+    seen(endpoint, "a", "v-1", "v-5")
+    endpoint.search = BusySearch()
+    answer = endpoint.ask(user_id="u", user={"age": 30}, context_video_id="v-0", k=5)
+    assert sources(answer) == [("v-5", "table"), ("v-6", "table"), ("v-1", "popularity")]
+    assert answer.model_version == 3
+    without_context = endpoint.ask(user_id="u", k=5)
+    assert {item.source for item in without_context.items} == {"popularity"}
+    assert without_context.model_version == 0
+
+
+def test_nobody_with_a_video_of_the_table_on_screen_is_answered_by_lookup(
+    endpoint: Endpoint, store_root: Path
+) -> None:
+    endpoint.models.follow([announced_table(store_root, {"v-0": ["v-5", "v-6", "v-7"]})])
+    endpoint.search = BusySearch()
+    answer = endpoint.ask(surface="watch_next", context_video_id="v-0", k=2)
+    assert sources(answer) == [("v-5", "table"), ("v-6", "table")]
+    endpoint.catalogue.take([removal_of("v-5")])
+    assert endpoint.ids(surface="watch_next", context_video_id="v-0", k=3) == ["v-6", "v-7"]
+
+
+def test_related_videos_are_the_tables_and_the_same_for_everybody(
+    endpoint: Endpoint, store_root: Path
+) -> None:
+    endpoint.models.follow([announced_table(store_root, {"v-0": ["v-5", "v-6"]})])
+    related = endpoint.recommender.related("v-0", 5)
+    assert related is not None
+    assert [item.video_id for item in related.items] == ["v-5", "v-6"]
+    assert related.model_version == 3
+    assert endpoint.shown[-1].arm == "table"
+    without_row = endpoint.recommender.related("v-1", 5)
+    assert without_row is not None
+    assert (without_row.items, without_row.model_version) == ((), 0)
+    endpoint.catalogue.take([removal_of("v-0")])
+    assert endpoint.recommender.related("v-0", 5) is None

@@ -5,8 +5,8 @@ import pytest
 from infra import metrics
 from infra.clock import now_ms
 from infra.settings import KafkaSettings
-from serve.replica import ServableReports
 from serve.reports import Reports
+from serve.servable import ServableReports
 from streams.events import ImpressionsShown, SemanticIdAssigned, VideoServable
 from streams.topics import IMPRESSIONS, SERVABLE, Topic
 from tests.tiny_serving import NOON_MS, assigned

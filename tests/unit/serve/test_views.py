@@ -140,7 +140,7 @@ def test_history_joins_sealed_and_unsealed_watches_in_either_order(
     records = [sealed("u", 1, 2), seen("u", 2), seen("u", 3)]
     histories.take(records if sealed_first else records[1:] + records[:1])
     assert watched(histories) == ["v-1", "v-2", "v-3"]
-    assert histories.popular(3, live={"v-1", "v-2", "v-3"}) == ["v-1", "v-2", "v-3"]
+    assert histories.most_watched() == ("v-1", "v-2", "v-3")
 
 
 def test_history_that_is_sealed_later_loses_no_newer_watch(histories: HistoryView) -> None:
@@ -171,12 +171,18 @@ def test_history_takes_no_watch_that_the_sealer_refuses(histories: HistoryView) 
     assert watched(histories) == []
 
 
-def test_popular_are_the_most_watched_among_the_live(histories: HistoryView) -> None:
+def test_most_watched_are_counted_once_however_often_records_come(histories: HistoryView) -> None:
     records = [watch_record(watch(f"u-{user}", "v-1")) for user in range(3)]
     records += [watch_record(watch(f"u-{user}", "v-2", minute=1)) for user in range(2)]
     histories.take([*records, *records])
-    assert histories.popular(5, live={"v-1", "v-2", "v-3"}) == ["v-1", "v-2"]
-    assert histories.popular(5, live={"v-2"}) == ["v-2"]
+    assert histories.most_watched() == ("v-1", "v-2")
+
+
+def test_videos_watched_one_after_the_other_are_told_in_pairs(clock: EventClock) -> None:
+    pairs: list[tuple[str, str]] = []
+    histories = HistoryView(clock, on_followed=lambda before, after: pairs.append((before, after)))
+    histories.take([sealed("u", 1, 2, 3), seen("u", 3), seen("u", 4), seen("other", 9)])
+    assert pairs == [("v-1", "v-2"), ("v-2", "v-3"), ("v-3", "v-4")]
 
 
 def test_clock_is_the_newest_event_of_any_view(

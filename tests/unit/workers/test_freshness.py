@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from infra.settings import KafkaSettings, QdrantSettings, Settings
 from streams.events import ImpressionItem, ImpressionsShown, to_json
 from streams.topics import DEAD_LETTERS, IMPRESSIONS, SWAPS
 from workers.faust_app import Outgoing
-from workers.freshness import FreshnessWorker, create_app
+from workers.freshness import FreshnessWorker
 from workers.freshness_snapshot import FILE_NAME, Snapshot, load_snapshot
 
 IDS = {IMPRESSIONS.name: "a"}
@@ -91,28 +90,3 @@ async def test_dead_letter_that_cannot_be_written_leaves_its_batch_uncounted(
     await running.count(SWAPS, [])  # another loop saves what there is
     assert saved(tmp_path).next_offsets == {}
     assert saved(tmp_path).figures.report()["impressions"] == 0
-
-
-@pytest.mark.parametrize("url", ["", "http://qdrant:6333"])
-def test_catalogue_in_qdrant_is_rebuilt_at_the_start_where_a_server_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    rebuilt: list[Settings] = []
-
-    class Index:
-        def __init__(self, qdrant: QdrantSettings) -> None:
-            assert qdrant.url == url
-
-        def rebuild(self, settings: Settings) -> int:
-            rebuilt.append(settings)
-            return 0
-
-    monkeypatch.setattr("workers.freshness.CatalogueIndex", Index)
-    monkeypatch.setattr("workers.freshness.topic_ids", lambda *_: IDS)
-    settings = Settings(
-        var_dir=tmp_path,
-        kafka=KafkaSettings(bootstrap_servers="nowhere:9092"),
-        qdrant=QdrantSettings(url=url),
-    )
-    create_app(settings)
-    assert rebuilt == ([settings] if url else [])

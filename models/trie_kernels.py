@@ -1,0 +1,386 @@
+"""Which codes lead to a video that passes the filters, and the best of them for all beams of a request; compiled.
+
+A code is allowed when one entry below it passes: the first that does is enough, and spans in which none can are passed
+over by their summaries. Whether any does is asked only of codes whose score is good enough to be kept.
+Knows nothing of threads and models.
+
+Legend: W beams; K codes of a level; C children; X semantic IDs that a beam may not repeat; E excluded keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from models.trie_segments import SPAN, Segment
+
+Array = NDArray[Any]
+_SIX_BITS, _ONE, _ZERO = np.uint64(63), np.uint64(1), np.uint64(0)
+_NO_CODE: Final = 1 << 62
+
+
+class Sieve(NamedTuple):
+    """Filters in the trie's own numbers.
+
+    Attributes:
+        excluded_keys_E, excluded_channels: ascending.
+        by_language: whether languages are asked for at all.
+        language_passes: whether each language's number passes.
+        languages: of those, the set of their numbers modulo 64, as a segment's summaries have it.
+    """
+
+    uploaded_after_ms: int
+    excluded_keys_E: Array
+    excluded_channels: Array
+    by_language: bool
+    language_passes: Array
+    languages: Any
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _lower_bound(values: Array, wanted: int, lo: int, hi: int) -> int:
+    """Return the first place in [lo, hi) whose value is not below, or hi."""
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if values[middle] < wanted:
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _contains(values: Array, wanted: int) -> bool:
+    at = _lower_bound(values, wanted, 0, len(values))
+    return at < len(values) and values[at] == wanted
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _first_at_least(segment: Segment, key: int) -> int:
+    bucket = key >> segment.bucket_shift
+    lo = np.int64(segment.starts_P[bucket])
+    if key == bucket << segment.bucket_shift:
+        return lo
+    return _lower_bound(segment.keys_N, key, lo, np.int64(segment.starts_P[bucket + 1]))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _end_of(segment: Segment, last_key: int) -> int:
+    """Return where keys above this one begin; the key after the last may not exist in 63 bits."""
+    bucket = last_key >> segment.bucket_shift
+    hi = np.int64(segment.starts_P[bucket + 1])
+    if last_key == (bucket << segment.bucket_shift) + ((1 << segment.bucket_shift) - 1):
+        return hi
+    return _lower_bound(segment.keys_N, last_key + 1, np.int64(segment.starts_P[bucket]), hi)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _passes(segment: Segment, at: int, sieve: Sieve, repeated_X: Array) -> bool:
+    if segment.dead_N[at] or segment.upload_times_ms_N[at] < sieve.uploaded_after_ms:
+        return False
+    if sieve.by_language and not sieve.language_passes[segment.languages_N[at]]:
+        return False
+    if len(sieve.excluded_channels) and _contains(sieve.excluded_channels, segment.channels_N[at]):
+        return False
+    key = segment.keys_N[at]
+    for each in repeated_X:
+        if each == key:
+            return False
+    return not (len(sieve.excluded_keys_E) and _contains(sieve.excluded_keys_E, key))
+
+
+@njit(cache=True, nogil=True)
+def _first_passing(segment: Segment, at: int, end: int, sieve: Sieve, repeated_X: Array) -> int:
+    """Return the first entry in [at, end) that passes, or end."""
+    has_summaries = len(segment.newest_ms_S) > 0
+    while at < end:
+        stop = end
+        if has_summaries:
+            span = at // SPAN
+            stop = min(end, (span + 1) * SPAN)
+            if segment.newest_ms_S[span] < sieve.uploaded_after_ms or (
+                sieve.by_language and segment.languages_S[span] & sieve.languages == _ZERO
+            ):
+                at = stop
+                continue
+        while at < stop:
+            if _passes(segment, at, sieve, repeated_X):
+                return at
+            at += 1
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _any_passes(
+    base: Segment,
+    at: int,
+    end: int,
+    overlay: Segment,
+    new_at: int,
+    new_end: int,
+    sieve: Sieve,
+    repeated_X: Array,
+) -> bool:
+    return (
+        _first_passing(base, at, end, sieve, repeated_X) < end
+        or _first_passing(overlay, new_at, new_end, sieve, repeated_X) < new_end
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _code_end(keys_N: Array, at: int, end: int, last_key: int) -> int:
+    """Return where the keys above this one begin in [at, end): near by, mostly, so in steps that double."""
+    step = 1
+    while at + step < end and keys_N[at + step] <= last_key:
+        at += step
+        step <<= 1
+    return _lower_bound(keys_N, last_key + 1, at, min(at + step, end)) if last_key + 1 > 0 else end
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _next_code(
+    base: Segment,
+    at: int,
+    end: int,
+    overlay: Segment,
+    new_at: int,
+    new_end: int,
+    shift: int,
+    mask: int,
+) -> tuple[int, int, int]:
+    """Return the smallest code of what is left of both ranges, and where its entries end in each."""
+    code = new_code = _NO_CODE
+    if at < end:
+        code = base.keys_N[at] >> shift & mask
+    if new_at < new_end:
+        new_code = overlay.keys_N[new_at] >> shift & mask
+    code_end, new_code_end = at, new_at
+    if code <= new_code:
+        last_key = base.keys_N[at] | ((1 << shift) - 1)
+        code_end = _code_end(base.keys_N, at, end, last_key)
+    if new_code <= code:
+        last_key = overlay.keys_N[new_at] | ((1 << shift) - 1)
+        new_code_end = _code_end(overlay.keys_N, new_at, new_end, last_key)
+    return min(code, new_code), code_end, new_code_end
+
+
+@njit(cache=True, nogil=True)
+def ranges(
+    base: Segment, overlay: Segment, prefixes_W: Array, below: int, ranges_W4: Array
+) -> None:
+    """Fill where the entries of each prefix, `below` bits short of a key, begin and end in both segments."""
+    num_buckets = len(base.starts_P) - 1
+    for row in range(len(prefixes_W)):
+        first_key = prefixes_W[row] << below
+        if not 0 <= first_key >> base.bucket_shift < num_buckets:
+            ranges_W4[row] = 0
+            continue
+        last_key = first_key | ((1 << below) - 1)
+        ranges_W4[row, 0] = _first_at_least(base, first_key)
+        ranges_W4[row, 1] = _end_of(base, last_key)
+        ranges_W4[row, 2] = _first_at_least(overlay, first_key)
+        ranges_W4[row, 3] = _end_of(overlay, last_key)
+
+
+@njit(cache=True, nogil=True)
+def children(
+    base: Segment,
+    overlay: Segment,
+    sieve: Sieve,
+    ranges_W4: Array,
+    prefixes_W: Array,
+    bits: int,
+    shift: int,
+    row_C: Array,
+    prefix_C: Array,
+) -> int:
+    """Fill in every child that an entry below passes for, by (row, code); return how many."""
+    count = 0
+    nothing_X, mask = np.empty(0, np.int64), (1 << bits) - 1
+    for row in range(len(prefixes_W)):
+        at, end, new_at, new_end = ranges_W4[row]
+        while at < end or new_at < new_end:
+            code, code_end, new_code_end = _next_code(
+                base, at, end, overlay, new_at, new_end, shift, mask
+            )
+            if _any_passes(
+                base, at, code_end, overlay, new_at, new_code_end, sieve, nothing_X
+            ):  # fmt: skip
+                row_C[count] = row
+                prefix_C[count] = prefixes_W[row] << bits | code
+                count += 1
+            at, new_at = code_end, new_code_end
+    return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_worse(
+    score: float, prefix: int, row: int, other_score: float, other: int, other_row: int
+) -> bool:
+    """Return whether the first ranks behind the second: by score, then the smaller key, then the smaller row."""
+    if score != other_score:
+        return score < other_score
+    if prefix != other:
+        return prefix > other
+    return row > other_row
+
+
+@njit(cache=True, nogil=True)
+def _offer(
+    scores_C: Array,
+    prefix_C: Array,
+    row_C: Array,
+    count: int,
+    score: float,
+    prefix: int,
+    row: int,
+) -> int:
+    """Put a child among the best, whose worst is at the root of a heap; return how many there are."""
+    size = len(scores_C)
+    if count < size:
+        at = count
+        count += 1
+        while at > 0:
+            parent = (at - 1) >> 1
+            if not _is_worse(
+                score, prefix, row, scores_C[parent], prefix_C[parent], row_C[parent]
+            ):  # fmt: skip
+                break
+            scores_C[at], prefix_C[at], row_C[at] = (
+                scores_C[parent], prefix_C[parent], row_C[parent],
+            )  # fmt: skip
+            at = parent
+    else:
+        at = 0
+        while 2 * at + 1 < size:
+            child = 2 * at + 1
+            if child + 1 < size and _is_worse(
+                scores_C[child + 1], prefix_C[child + 1], row_C[child + 1],
+                scores_C[child], prefix_C[child], row_C[child],
+            ):  # fmt: skip
+                child += 1
+            if not _is_worse(
+                scores_C[child], prefix_C[child], row_C[child], score, prefix, row
+            ):  # fmt: skip
+                break
+            scores_C[at], prefix_C[at], row_C[at] = (
+                scores_C[child], prefix_C[child], row_C[child],
+            )  # fmt: skip
+            at = child
+    scores_C[at], prefix_C[at], row_C[at] = score, prefix, row
+    return count
+
+
+@njit(cache=True, nogil=True)
+def best_children(
+    base: Segment,
+    overlay: Segment,
+    sieve: Sieve,
+    ranges_W4: Array,
+    prefixes_W: Array,
+    bits: int,
+    shift: int,
+    order_W: Array,
+    log_probs_W: Array,
+    log_probs_WK: Array,
+    repeated_WX: Array,
+    scores_C: Array,
+    prefix_C: Array,
+    row_C: Array,
+) -> int:
+    """Fill in the best allowed children of all rows, in no order; return how many there are.
+
+    Rows are gone through best first, so that few children have to be looked for. Where a row has more entries than
+    half the codes, its codes are gone through, else its entries. A score that is no number ranks last.
+    """
+    count, num_codes, mask = 0, log_probs_WK.shape[1], (1 << bits) - 1
+    for row in order_W:
+        at, end, new_at, new_end = ranges_W4[row]
+        repeated_X, begun = repeated_WX[row], log_probs_W[row]
+        by_code = 2 * (end - at + new_end - new_at) > num_codes
+        code = -1
+        while at < end or new_at < new_end:
+            first, new_first = at, new_at
+            if by_code:
+                code += 1
+                if code == num_codes:
+                    break
+                code_end, new_code_end = end, new_end
+            else:
+                code, code_end, new_code_end = _next_code(
+                    base, at, end, overlay, new_at, new_end, shift, mask
+                )
+                at, new_at = code_end, new_code_end
+            score = begun + log_probs_WK[row, code]
+            if not score == score:  # noqa: SIM201 - not a number
+                score = -np.inf
+            prefix = prefixes_W[row] << bits | code
+            if count == len(scores_C) and not _is_worse(
+                scores_C[0], prefix_C[0], row_C[0], score, prefix, row
+            ):
+                continue
+            if by_code:
+                last_key = prefix << shift | ((1 << shift) - 1)
+                first, code_end = _span_of(base, at, end, prefix << shift, last_key)
+                new_first, new_code_end = _span_of(
+                    overlay, new_at, new_end, prefix << shift, last_key
+                )
+            if _any_passes(
+                base, first, code_end, overlay, new_first, new_code_end, sieve, repeated_X
+            ):
+                count = _offer(scores_C, prefix_C, row_C, count, score, prefix, row)
+    return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _span_of(segment: Segment, at: int, end: int, first_key: int, last_key: int) -> tuple[int, int]:
+    if at == end:
+        return at, at
+    return _first_at_least(segment, first_key), _end_of(segment, last_key)
+
+
+@njit(cache=True, nogil=True)
+def locate(
+    base: Segment, overlay: Segment, sieve: Sieve, keys_C: Array, found_C: Array, new_C: Array
+) -> None:
+    """Fill in where each key's passing entry is in either segment, -1 where it is not."""
+    nothing_X = np.empty(0, np.int64)
+    for one in range(len(keys_C)):
+        key = keys_C[one]
+        found_C[one] = new_C[one] = -1
+        if not 0 <= key >> base.bucket_shift < len(base.starts_P) - 1:
+            continue
+        at = _first_at_least(base, key)
+        if at < len(base.keys_N) and base.keys_N[at] == key and _passes(base, at, sieve, nothing_X):
+            found_C[one] = at
+        at = _first_at_least(overlay, key)
+        if (
+            at < len(overlay.keys_N)
+            and overlay.keys_N[at] == key
+            and _passes(overlay, at, sieve, nothing_X)
+        ):
+            new_C[one] = at
+
+
+@njit(cache=True, nogil=True)
+def any_passes(base: Segment, overlay: Segment, sieve: Sieve) -> bool:
+    """Return whether any entry passes."""
+    nothing_X = np.empty(0, np.int64)
+    return _any_passes(base, 0, len(base.keys_N), overlay, 0, len(overlay.keys_N), sieve, nothing_X)
+
+
+@njit(cache=True, nogil=True)
+def passing(segment: Segment, sieve: Sieve, found_C: Array) -> int:
+    """Return how many entries pass, and fill in where the first of them are."""
+    nothing_X, count, at = np.empty(0, np.int64), 0, 0
+    while True:
+        at = _first_passing(segment, at, len(segment.keys_N), sieve, nothing_X)
+        if at == len(segment.keys_N):
+            return count
+        if count < len(found_C):
+            found_C[count] = at
+        count += 1
+        at += 1
