@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 
 from infra.errors import FreshetError
-from infra.settings import load_settings
 from streams.client import TopicReader
 from streams.codec import decode
 from streams.events import CheckpointPromoted, SwapReported
@@ -40,7 +39,7 @@ from tests.bench.parts.serving_stage import Stage, World, request_bodies, servin
 from tests.bench.parts.sustainable import find_sustainable
 
 VIDEOS, USERS, REPLICAS = 20_000, 1_000, 2
-PAIRS, WINDOW_S = 20, 8.0
+PAIRS, WINDOW_S = 20, 7.0
 SPOILED_AT, GOOD_AT = 0.1, 0.4  # shares of a window
 STEP_S, HOLD_S = 6.0, 12.0
 LOAD_SHARE = 0.5
@@ -79,7 +78,7 @@ class Run:
 def measure() -> list[Measure]:
     """Swap, spoil, kill and roll back under load; then check every answer."""
     scale = float(os.environ.get("BENCH_SCALE", "1"))
-    program = vegeta(load_settings().var_dir / "cache" / "tools")
+    program = vegeta()
     world = World(max(100, round(VIDEOS * scale)), max(20, round(USERS * scale)))
     pairs, window_s = max(2, round(PAIRS * scale)), max(4.0, WINDOW_S * scale)
     with tempfile.TemporaryDirectory() as name:

@@ -248,6 +248,7 @@ def serving_stage(
             try:
                 yield stage
             finally:
+                client.close()
                 process.stop(STOP_S)
 
 
