@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.settings import load_settings
 from tests.bench.measure import Measure, measured
 from tests.bench.parts.http_answers import (
     TOO_MANY,
@@ -55,7 +54,7 @@ class Run:
 def measure() -> list[Measure]:
     """Find the sustainable rate, send twice that, and watch it recover."""
     scale = float(os.environ.get("BENCH_SCALE", "1"))
-    program = vegeta(load_settings().var_dir / "cache" / "tools")
+    program = vegeta()
     world = World(max(100, round(VIDEOS * scale)), max(20, round(USERS * scale)))
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -57,6 +57,15 @@ class Ingress:
         return [
             int(pid) for pid, _, user in (line.partition(" ") for line in lines) if user == user_id
         ]
+
+    async def until_begun(self, user_ids: Iterable[str]) -> None:
+        wanted = list(user_ids)
+        await asyncio.to_thread(
+            wait_until,
+            lambda: all(map(self.begun, wanted)),
+            timeout_s=REACT_S,
+            what=f"the replicas to begin {wanted}",
+        )
 
 
 async def ask(client: httpx.AsyncClient, user_id: str, takes_s: float = 0.0) -> httpx.Response:
@@ -108,8 +117,7 @@ async def test_request_of_a_caller_that_left_is_taken_out_of_the_queue(ingress: 
     async with ingress.client() as client:
         places = REPLICAS * AT_ONCE
         busy = [asyncio.ensure_future(ask(client, f"busy-{n}", 4)) for n in range(places)]
-        while not all(ingress.begun(f"busy-{n}") for n in range(places)):
-            await asyncio.sleep(0.05)
+        await ingress.until_begun(f"busy-{n}" for n in range(places))
         leaver = asyncio.ensure_future(ask(client, "left"))
         await asyncio.sleep(0.5)
         leaver.cancel()
@@ -125,8 +133,7 @@ async def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
     async with ingress.client() as client:
         users = [f"killed-{number}" for number in range(REPLICAS)]
         asked = [asyncio.ensure_future(ask(client, user, 2)) for user in users]
-        while not all(map(ingress.begun, users)):
-            await asyncio.sleep(0.05)
+        await ingress.until_begun(users)
         (victim, *_) = ingress.begun(users[0])
         os.kill(victim, signal.SIGKILL)
         beside = [asyncio.ensure_future(ask(client, "beside")) for _ in range(4)]

@@ -14,7 +14,7 @@ import pytest
 from infra.errors import FreshetError
 from tests.bench import overload
 from tests.bench.parts.http_answers import described, is_by_model, is_failed, latency_s
-from tests.bench.parts.http_load import Answer, Load, vegeta
+from tests.bench.parts.http_load import TOOLS, Answer, Load, vegeta
 from tests.bench.parts.serving_stage import SPACE, World, request_bodies
 from tests.bench.parts.sustainable import P99_MAX_S, Sustainable, find_sustainable, is_sustained
 from tests.http_answer_factories import answer, answers
@@ -179,9 +179,9 @@ def echo_url() -> Iterator[str]:
 
 @pytest.fixture
 def load(echo_url: str, tmp_path: Path) -> Load:
-    program = shutil.which("vegeta")
+    program = shutil.which("vegeta") or shutil.which("vegeta", path=str(TOOLS))
     if program is None:
-        pytest.skip("Vegeta is not installed; the benchmarks build it")
+        pytest.skip("Vegeta is not there yet; the benchmark builds it")
     return Load(program, echo_url, request_bodies([{"k": k} for k in range(5)]), tmp_path)
 
 

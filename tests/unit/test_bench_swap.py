@@ -11,7 +11,7 @@ from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.semantic_id import format_semantic_id
 from models.trie import LiveTrie
-from serve.model_slot import ModelSlot
+from serve.model_slots import ModelSlots
 from serve.views import CatalogueView, EventClock
 from streams.events import to_json
 from streams.history import decode_history
@@ -43,10 +43,10 @@ def test_versions_have_weights_of_their_own_and_the_same_version_the_same(
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_spoiled_checkpoint_is_refused_by_the_slot_and_a_good_one_is_not(
+def test_spoiled_checkpoint_is_refused_by_the_slots_and_a_good_one_is_not(
     kind: str, checkpoints: Checkpoints, store: Path, tmp_path: Path
 ) -> None:
-    slot = ModelSlot(
+    slots = ModelSlots(
         ObjectStore(str(store)),
         CatalogueView(SPACE, EventClock()),
         replica="r",
@@ -54,11 +54,11 @@ def test_spoiled_checkpoint_is_refused_by_the_slot_and_a_good_one_is_not(
         beam_width=4,
     )
     good, bad = checkpoints.first, checkpoints.write(100 + list(SPOILED).index(kind))
-    (kept,) = slot.follow([good])
-    (refused,) = slot.follow([SPOILED[kind](bad, store)])
+    (kept,) = slots.follow([good])
+    (refused,) = slots.follow([SPOILED[kind](bad, store)])
     assert (kept.outcome, refused.outcome) == ("succeeded", "rejected")
-    assert slot.current is not None
-    assert slot.current.model_version == good.model_version
+    assert slots.lrm is not None
+    assert slots.lrm.model_version == good.model_version
 
 
 def test_answer_agrees_with_the_version_that_gave_it_and_with_no_other(

@@ -22,6 +22,7 @@ from infra.errors import FreshetError
 from tests.bench.parts.marks import say
 
 VEGETA = "github.com/tsenart/vegeta/v12@v12.12.0"
+TOOLS = Path(__file__).parents[3] / "var" / "cache" / "tools"
 GO_FOLDER = "/usr/local/go/bin"  # where Go's own archive goes, which few have on their PATH
 BUILD_S, TIMEOUT_S, SPARE_S = 600.0, 60.0, 30.0
 NANOSECONDS = 1e9
@@ -66,7 +67,7 @@ class _Result(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Result).decode
 
 
-def vegeta(cache: Path) -> str:
+def vegeta(cache: Path = TOOLS) -> str:
     """Return the load generator's path: the one on PATH, or else one that Go builds into `cache` once.
 
     Raises:

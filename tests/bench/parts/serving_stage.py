@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import psutil
 import torch
+from confluent_kafka import Producer
 
 from infra.clock import now_ms
 from infra.kafka.broker import start_broker
@@ -160,18 +162,18 @@ class Stage:
 
     settings: Settings
     folder: Path
+    client: Producer
     process: MeasuredProcess
     url: str
     world: World
     checkpoints: Checkpoints
 
     def promote(self, promoted: CheckpointPromoted) -> float:
-        """Announce a checkpoint and return the wall-clock time at which the broker had it, in seconds."""
-        client = producer(self.settings.kafka)
+        """Announce a checkpoint and return when the broker had acknowledged it, in seconds on the wall clock."""
         now = promoted.model_copy(update={"promoted_time_ms": now_ms()})
-        send(client, self.settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, now)
-        flush(client)
-        return now.promoted_time_ms / 1000
+        send(self.client, self.settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, now)
+        flush(self.client)
+        return time.time()
 
     @property
     def ingress(self) -> psutil.Process:
@@ -235,21 +237,22 @@ def serving_stage(
         create_topics(settings.kafka)
         publish_tiny_codebook(ObjectStore(settings.storage.root), SPACE)
         checkpoints = Checkpoints(world, folder / "store", config)
-        _fill(settings, world, checkpoints.first)
+        client = producer(settings.kafka)
+        _fill(client, settings, world, checkpoints.first)
         with measured_process("freshet", ("serve",), settings, folder / "serve.log") as process:
             discovery = folder / "var" / "serve.json"
             process.wait_for(discovery.exists, timeout_s=START_S, what="endpoint")
             url = json.loads(discovery.read_text())["url"]
-            stage = Stage(settings, folder, process, url, world, checkpoints)
+            stage = Stage(settings, folder, client, process, url, world, checkpoints)
             stage.wait_ready(replicas=replicas, model_version=1)
             try:
                 yield stage
             finally:
+                client.close()
                 process.stop(STOP_S)
 
 
-def _fill(settings: Settings, world: World, promoted: CheckpointPromoted) -> None:
-    client = producer(settings.kafka)
+def _fill(client: Producer, settings: Settings, world: World, promoted: CheckpointPromoted) -> None:
     for video in world.videos:
         key = semantic_id_key(video.video_id, video.codebook_version)
         send(client, settings.kafka, SEMANTIC_IDS, key, video)
