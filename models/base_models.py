@@ -70,6 +70,7 @@ def extended_lrm(
         history_max=HISTORY_MAX,
         pad_token=pad_token,
         eos_token=eos_token,
+        writes_english=True,
     )
     _resize(lrm, code_vectors, start, seed)
     model.config.pad_token_id, model.config.eos_token_id = lrm.pad_token_id, lrm.eos_token_id

@@ -24,7 +24,14 @@ from models.prompts import (
     render_semantic_id,
     render_viewer,
 )
-from models.tasks import VIDEO_TASKS, Recipe, Text, render_related, watch_texts
+from models.tasks import (
+    VIDEO_TASKS,
+    Recipe,
+    Text,
+    intent_of,
+    render_related,
+    watch_texts,
+)
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 HIDDEN = torch.finfo(
@@ -235,9 +242,11 @@ def collate(blocks: Sequence[Block], *, pad_token_id: int) -> Batch:
 
 def describe_texts(videos: Iterable[VideoLike]) -> Iterator[str]:
     """Yield texts from which a BPE for this catalogue is learned, without their codes."""
+    rng = random.Random(0)
     for video in videos:
         codes = render_semantic_id(video.semantic_id)
         for task in VIDEO_TASKS.values():
             if (text := task.render(video)) is not None:
                 yield "".join(text).replace(codes, " ")
         yield render_related(video, video.upload_time_ms).replace(codes, " ")
+        yield f" wants {intent_of(video, rng)}:"

@@ -78,6 +78,8 @@ class Lrm:
     level_token_ids: tuple[Tensor, ...]
     pad_token: str = PAD
     eos_token: str = EOS
+    writes_english: bool = False
+    """Whether its base had learned English before it learned codes."""
 
     @property
     def pad_token_id(self) -> int:
@@ -139,11 +141,14 @@ def assemble(
     history_max: int,
     pad_token: str = PAD,
     eos_token: str = EOS,
+    writes_english: bool = False,
 ) -> Lrm:
     """Join the parts of an LRM, in evaluation mode."""
     model.eval()
     token_ids = level_token_ids(tokenizer, space)
-    return Lrm(model, tokenizer, space, history_max, token_ids, pad_token, eos_token)
+    return Lrm(
+        model, tokenizer, space, history_max, token_ids, pad_token, eos_token, writes_english
+    )
 
 
 def save_lrm(lrm: Lrm, directory: Path, *, notes: dict[str, Any] | None = None) -> str:
@@ -164,6 +169,7 @@ def save_lrm(lrm: Lrm, directory: Path, *, notes: dict[str, Any] | None = None) 
         "history_max": lrm.history_max,
         "pad_token": lrm.pad_token,
         "eos_token": lrm.eos_token,
+        "writes_english": lrm.writes_english,
         "notes": notes or {},
     }
     (directory / SIDECAR).write_text(json.dumps(sidecar, indent=1, sort_keys=True))
@@ -214,4 +220,5 @@ def load_lrm(
         history_max=sidecar["history_max"],
         pad_token=sidecar.get("pad_token", PAD),  # older ones had no other
         eos_token=sidecar.get("eos_token", EOS),
+        writes_english=sidecar.get("writes_english", False),
     )

@@ -42,6 +42,9 @@ DAY_MS: Final = 86_400_000
 INTENT_HISTORY: Final = 8
 """Watches before an intent: enough to know the viewer, few enough to leave the words their weight."""
 MASKED_HISTORY: Final = 16
+_OPENINGS: Final = ("", "", "", "something about", "show me", "I want to watch", "more", "videos about")
+_BODIES: Final = ("{subject}", "{subject}", "{subject} {words}", "{words} {subject}", "{words}", "{subject} from {channel}")
+_CLOSINGS: Final = ("", "", "", "please", "today", "videos")
 
 
 class Text(NamedTuple):
@@ -114,13 +117,17 @@ def _topics(video: VideoLike) -> str:
     return " ".join(one_line(topic) for topic in video.topics)
 
 
+def interest_prompt(video: VideoLike) -> str:
+    """Return the prompt behind which stands whom a video is interesting to, and why."""
+    return f"Video {render_semantic_id(video.semantic_id)} is interesting to"
+
+
 def _interest(video: VideoLike) -> Text | None:
     if not video.topics:
         return None
     first, *others = [one_line(topic) for topic in video.topics]
     subject = " ".join(others) or one_line(video.title)
-    prompt = f"Video {render_semantic_id(video.semantic_id)} is interesting to"
-    return Text(prompt, f" {first} fans since it is about {subject}")
+    return Text(interest_prompt(video), f" {first} fans since it is about {subject}")
 
 
 def _title(video: VideoLike) -> str:
@@ -202,8 +209,20 @@ def render_masked(watched: Sequence[SemanticId], hidden: int) -> Text:
 
 
 def intent_of(video: VideoLike, rng: random.Random) -> str:
-    """Return what somebody may say who wants such a video: one of its topics, else its channel, else its title."""
-    return rng.choice(video.topics) if video.topics else video.channel or video.title
+    """Return what somebody may say who wants such a video, from one of its topics alone to a sentence about its title.
+
+    Said of topic, channel and title; half of the time in small letters, as many people type.
+    """
+    subject = rng.choice(video.topics) if video.topics else video.channel or video.title
+    title = _title(video).split() or [subject]
+    start = rng.randrange(len(title))
+    body = rng.choice(_BODIES[:-1] if not video.channel else _BODIES).format(
+        subject=subject,
+        words=" ".join(title[start : start + rng.randint(1, 3)]),
+        channel=video.channel,
+    )
+    said = one_line(f"{rng.choice(_OPENINGS)} {body} {rng.choice(_CLOSINGS)}")
+    return said.lower() if rng.random() < 0.5 else said
 
 
 def render_related(video: VideoLike, now_ms: int) -> str:
