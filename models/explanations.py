@@ -153,9 +153,15 @@ def _reasons(
     for each in near:
         if each in watched:
             evidence = Evidence("neighbours", (each,))
-            yield f"Because you watched {names[each]}, one of the nearest to this in content.", evidence
+            yield (
+                f"Because you watched {names[each]}, one of the nearest to this in content.",
+                evidence,
+            )
     for each, count in followed:
-        yield f"People who watched {names[each]} went on to this.", Evidence("co_watches", (each,), count=count)
+        yield (
+            f"People who watched {names[each]} went on to this.",
+            Evidence("co_watches", (each,), count=count),
+        )
     yield _about(video, viewer)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -21,10 +22,10 @@ from models.tasks import Interest, interest_prompt, parse_interest
 TOKENS_MAX: Final = 40
 """Of a sentence; one that is longer is lost, or begins to repeat itself."""
 _WORD: Final = re.compile(r"\w{3,}")
-_EMPTY_WORDS: Final = frozenset(
-    "about and are channel fans for from has her his its new not our that the their this video videos was who why with "
-    "you your".split()
-)
+_EMPTY_WORDS: Final = {
+    "about", "and", "are", "channel", "fans", "for", "from", "has", "not", "that", "the", "this", "video", "videos",
+    "with",
+}  # fmt: skip
 """Words of three letters or more that say nothing of a video."""
 
 
@@ -61,7 +62,7 @@ def borne_out_words(text: str, video: VideoLike) -> list[str]:
 def repeats_itself(text: str) -> bool:
     """Return whether a word stands twice side by side or, if it says something, more than twice in all."""
     words = re.findall(r"\w+", text.casefold())
-    in_a_row = any(first == second for first, second in zip(words, words[1:], strict=False))
+    in_a_row = any(first == second for first, second in pairwise(words))
     return in_a_row or max(Counter(_words(text)).values(), default=0) > 2
 
 

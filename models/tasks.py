@@ -42,9 +42,17 @@ DAY_MS: Final = 86_400_000
 INTENT_HISTORY: Final = 8
 """Watches before an intent: enough to know the viewer, few enough to leave the words their weight."""
 MASKED_HISTORY: Final = 16
-_OPENINGS: Final = ("", "", "", "something about", "show me", "I want to watch", "more", "videos about")
-_BODIES: Final = ("{subject}", "{subject}", "{subject} {words}", "{words} {subject}", "{words}", "{subject} from {channel}")
+_OPENINGS: Final = (
+    "", "", "", "something about", "show me", "I want to watch", "more", "videos about",
+)  # fmt: skip
+_BODIES: Final = (
+    "{subject}", "{subject}", "{subject} {words}", "{words} {subject}", "{words}", "{subject} from {channel}",
+)  # fmt: skip
 _CLOSINGS: Final = ("", "", "", "please", "today", "videos")
+"""One of each is drawn for an intent: few texts, and yet a model learns which of the words matter, wherever they stand.
+
+Of bare topics and a few fixed sentences it learned to look at what stands last: "show me ... please" said nothing to it.
+"""
 
 
 class Text(NamedTuple):

@@ -41,18 +41,21 @@ def test_base_round_trips_with_its_own_tokens(tmp_path: Path) -> None:
     sha256 = save_lrm(lrm, tmp_path / "saved")
     loaded = load_lrm(tmp_path / "saved", sha256=sha256, codebook_version=1)
     assert loaded.eos_token_id == lrm.eos_token_id == loaded.pad_token_id
+    assert loaded.writes_english
+    assert lrm.writes_english
     ids = torch.tensor([lrm.encode(TEXT)])
     assert torch.equal(lrm.model(ids).logits, loaded.model(ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXT).input_ids == lrm.encode(TEXT)
 
 
-def test_checkpoint_that_names_no_tokens_has_those_of_nano(tmp_path: Path) -> None:
+def test_checkpoint_that_does_not_say_what_it_began_as_is_nanos(tmp_path: Path) -> None:
     save_lrm(tiny_lrm(), tmp_path)
     sidecar = json.loads((tmp_path / SIDECAR).read_text())
-    del sidecar["pad_token"], sidecar["eos_token"]
+    del sidecar["pad_token"], sidecar["eos_token"], sidecar["writes_english"]
     (tmp_path / SIDECAR).write_text(json.dumps(sidecar))
     loaded = load_lrm(tmp_path)
     assert (loaded.pad_token, loaded.eos_token) == ("<pad>", "<eos>")
+    assert not loaded.writes_english
 
 
 def test_rows_that_the_base_has_to_spare_hold_codes_first(tmp_path: Path) -> None:

@@ -97,12 +97,16 @@ def test_channel_comes_before_neighbours() -> None:
 
 def test_neighbours_come_before_what_others_did() -> None:
     videos = JAZZ | {"v4": video(4)}
-    found = told(videos, [SeenWatch("v4")], neighbours=[Near("v2"), Near("v4")], co_watched=[("v2", 3)])
+    found = told(
+        videos, [SeenWatch("v4")], neighbours=[Near("v2"), Near("v4")], co_watched=[("v2", 3)]
+    )
     assert found.text == "Because you watched “Title 4”, one of the nearest to this in content."
 
 
 def test_viewer_without_history_hears_what_others_did() -> None:
-    assert told(JAZZ, co_watched=[("v2", 3)]).text == "People who watched “Title 2” went on to this."
+    assert (
+        told(JAZZ, co_watched=[("v2", 3)]).text == "People who watched “Title 2” went on to this."
+    )
 
 
 def test_viewer_without_history_hears_what_the_video_is_about() -> None:
@@ -184,7 +188,9 @@ def check_clauses(
     assert TARGET not in evidence.video_ids
     if "you watched" in found.text or "as you did" in found.text:
         assert set(evidence.video_ids) <= seen
-    if about := re.fullmatch(r"Because you watched .*, which (?:is|are) about (.*) too\.", found.text):
+    if about := re.fullmatch(
+        r"Because you watched .*, which (?:is|are) about (.*) too\.", found.text
+    ):
         topics = {each.casefold() for each in re.split(", | and ", about[1])}
         assert topics
         assert all(topics <= folded(videos[each]) for each in (TARGET, *evidence.video_ids))
@@ -195,7 +201,9 @@ def check_clauses(
         assert ("as you did" in found.text) <= (each in seen)
     elif channel := re.fullmatch(r"It is from (\w+), as is .*, which you watched\.", found.text):
         assert {videos[each].channel for each in (TARGET, *evidence.video_ids)} == {channel[1]}
-    elif re.fullmatch(r"Because you watched .*, one of the nearest to this in content\.", found.text):
+    elif re.fullmatch(
+        r"Because you watched .*, one of the nearest to this in content\.", found.text
+    ):
         assert Near(evidence.video_ids[0]) in near
     elif about := re.fullmatch(r"It is (in your language and )?about (.*)\.", found.text):
         assert {each.casefold() for each in re.split(", | and ", about[2])} <= folded(this)
@@ -225,7 +233,13 @@ def test_no_sentence_says_more_than_is_known(
         f"v{number}": each._replace(semantic_id=(number,)) for number, each in enumerate(catalogue)
     }
     found = explain(
-        None, videos[TARGET], Speaker(language), watches, videos, co_watched=co_watched, neighbours=near
+        None,
+        videos[TARGET],
+        Speaker(language),
+        watches,
+        videos,
+        co_watched=co_watched,
+        neighbours=near,
     )
     assert found.source == "template"
     assert "\n" not in found.text

@@ -52,40 +52,31 @@ def test_answer_that_goes_round_in_circles_is_found(text: str, expected: bool) -
     assert repeats_itself(text) is expected
 
 
-def taught(answers: dict[str, str], *, steps: int = 60) -> Lrm:
+def taught(answers: dict[str, str], *, steps: int = 200) -> Lrm:
     """An LRM that has learned one answer by heart for each video."""
     lrm = replace(tiny_lrm(), writes_english=True)
     texts = [Text(interest_prompt(VIDEOS[each]), answer) for each, answer in answers.items()]
     config = TrainingConfig(dropout=0.0, blocks_per_step=1)
     blocks = pack(text_examples(lrm, texts), block_tokens=512, rng=random.Random(0))
-    train_on(lrm, make_optimizer(lrm, config), blocks * steps, config, learning_rate=lambda *_: 5e-3)
+    train_on(
+        lrm, make_optimizer(lrm, config), blocks * steps, config, learning_rate=lambda *_: 5e-3
+    )
     return lrm
 
 
-GOOD = " Drama fans since it is about storm number 0"
 ANSWERS = {
-    "v0": GOOD,
+    "v0": " Drama fans since it is about storm number 0\nDrama",
     "v1": " Drama fans since it is about castle",  # it is of a river
     "v2": " Drama",
-    "v3": " Drama Drama fans since it is about storm",
-    "v4": GOOD * 6,
-    "v5": " Drama fans since it is about castle\nDrama",
-    "v6": " Drama fans since it is about storm number 6",
+    "v3": " Drama fans since it is about storm" * 8,
+    "v4": " Drama Drama fans since it is about river",
 }
 
 
 def test_only_an_answer_that_can_be_read_and_is_borne_out_is_given() -> None:
-    lrm = taught(ANSWERS, steps=150)
+    lrm = taught(ANSWERS)
     found = {each: write_interest(lrm, VIDEOS[each]) for each in ANSWERS}
-    assert found == {
-        "v0": Interest("Drama fans", "storm number 0"),
-        "v1": None,
-        "v2": None,
-        "v3": None,
-        "v4": None,
-        "v5": Interest("Drama fans", "castle"),
-        "v6": Interest("Drama fans", "storm number 6"),
-    }
+    assert found == dict.fromkeys(ANSWERS) | {"v0": Interest("Drama fans", "storm number 0")}
     told = explain(lrm, VIDEOS["v0"], None, [], VIDEOS)
     assert told == Explanation(
         "It is interesting to Drama fans since it is about storm number 0.",

@@ -16,6 +16,7 @@ from models.tasks import (
     Interest,
     Recipe,
     Text,
+    intent_of,
     parse_interest,
     parse_semantic_id,
     parse_words,
@@ -119,7 +120,7 @@ def texts(recipe: Recipe, watches: Sequence[SeenWatch], seed: int = 0) -> list[T
     return list(watch_texts(None, history, watches, VIDEOS, recipe, random.Random(seed)))
 
 
-def test_intent_is_a_topic_of_what_was_then_watched_and_only_earlier_watches_are_shown() -> None:
+def test_intent_is_of_what_was_then_watched_and_only_earlier_watches_are_shown() -> None:
     recipe = Recipe(masked=0, intent=1, related=0)
     for seed in range(10):
         watches = [SeenWatch("v1", surface="shorts"), SeenWatch("v2"), SeenWatch("gone")]
@@ -127,10 +128,50 @@ def test_intent_is_a_topic_of_what_was_then_watched_and_only_earlier_watches_are
         first, second = (render_semantic_id(VIDEOS[each].semantic_id) for each in ("v1", "v2"))
         assert text.answer in (first, second)
         is_first = text.answer == first
-        assert text.prompt.endswith(f"{'shorts' if is_first else 'home'} wants Drama:")
+        surface, _, intent = text.prompt.rpartition("\n")[2].partition(" wants ")
+        assert surface == ("shorts" if is_first else "home")
+        assert {"drama", *VIDEOS["v1" if is_first else "v2"].title.split()} & set(
+            intent.removesuffix(":").lower().split()
+        )
         assert text.answer not in text.prompt
         assert (first in text.prompt) != is_first
         assert text.prompt.count("100%") == (1 if is_first else 2)
+
+
+def test_intents_are_said_of_the_video_in_many_ways() -> None:
+    rng = random.Random(0)
+    intents = {intent_of(VIDEO, rng) for _ in range(3000)}
+    assert {"tennis", "Wimbledon", "wimbledon", "something about tennis"} <= intents
+    assert {"show me tennis final please", "more Wimbledon from Court TV", "(a_7) last"} <= intents
+    said = {word for intent in intents for word in intent.lower().split()}
+    of_video = set(["tennis", "wimbledon", "final", "at", "(a_7)", "last", "court", "tv", "from"])
+    assert of_video <= said
+    assert said - of_video == set(
+        [
+            "something",
+            "about",
+            "show",
+            "me",
+            "i",
+            "want",
+            "to",
+            "watch",
+            "more",
+            "videos",
+            "please",
+            "today",
+        ]
+    )
+
+
+def test_intent_of_a_video_without_topics_is_its_channel_or_title() -> None:
+    rng = random.Random(0)
+    bare = VIDEO._replace(topics=())
+    assert "Court TV" in {intent_of(bare, rng) for _ in range(100)}
+    untitled = bare._replace(channel="")
+    intents = {intent_of(untitled, rng) for _ in range(500)}
+    assert "Final at (a_7) last" in intents
+    assert not any("from" in intent for intent in intents)
 
 
 def test_what_followed_a_video_is_learned_from_that_video_alone() -> None:

@@ -1,0 +1,91 @@
+"""What is planted comes back: who asks, and what they say they want, change what a fitted LRM recommends.
+
+As in the LRM talk's example (Tandon, AI Engineer World's Fair 2025), in which women's sprint is what somebody of whom
+little is known is shown. Nobody here has a history, and an LRM knows no user ids: every viewer is one it has never met.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.planted_preferences import MENS, TOPICS, WOMENS, WORDS, Planted, SomeViewer, planted
+
+WOMAN, MAN = SomeViewer("US", 24, "female", "ANDROID"), SomeViewer("US", 24, "male", "ANDROID")
+FEATURES_NEVER_TOGETHER = {"region": "BR", "age": 83, "device": None}
+LATER_K = 5  # so many of each topic come later
+
+SAID = {
+    "the topic": "{topic}",
+    "about it": "something about {topic}",
+    "about it, and a word of titles": "something about {topic} {word}",
+    "politely": "show me {topic} please",
+    "in words never learned": "I'd love to see {topic} tonight",
+}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Planted:
+    return planted()
+
+
+def said(how: str, topic: str) -> str:
+    return SAID[how].format(topic=topic, word=WORDS[topic].split()[2])
+
+
+def somebody_else(topic: str) -> SomeViewer:
+    """Somebody who is not shown the topic unasked."""
+    return WOMAN if topic == MENS else MAN
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("gender", ["female", "male"])
+def test_features_alone_decide_between_the_planted_topics(fitted: Planted, gender: str) -> None:
+    theirs, others = (WOMENS, MENS) if gender == "female" else (MENS, WOMENS)
+    known = WOMAN if gender == "female" else MAN
+    for viewer in (
+        known,
+        SomeViewer(gender=gender),
+        known._replace(**FEATURES_NEVER_TOGETHER),
+    ):
+        assert fitted.share(theirs, viewer) >= 0.6
+        assert fitted.share(others, viewer) <= 0.4
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("how", SAID)
+def test_intent_in_plain_words_brings_its_topic(fitted: Planted, how: str) -> None:
+    for topic in TOPICS:
+        viewer = somebody_else(topic)
+        without = fitted.share(topic, viewer)
+        asked = fitted.share(topic, viewer, intent=said(how, topic))
+        assert asked >= max(0.5, 2 * without), topic
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("how", SAID)
+def test_intent_brings_new_videos_of_which_only_the_text_was_read(
+    fitted: Planted, how: str
+) -> None:
+    """On average over the topics: of a few videos that nobody has watched, not every one is placed right."""
+
+    def mean_share(*, asked: bool) -> float:
+        shares = [
+            fitted.share(
+                topic,
+                somebody_else(topic),
+                intent=said(how, topic) if asked else None,
+                later=True,
+                k=LATER_K,
+            )
+            for topic in TOPICS
+        ]
+        return sum(shares) / len(shares)
+
+    assert mean_share(asked=True) >= max(0.45, 2 * mean_share(asked=False))
+
+
+@pytest.mark.integration
+def test_features_alone_bring_new_videos_of_the_planted_topic(fitted: Planted) -> None:
+    for topic, viewer, other in ((WOMENS, WOMAN, MAN), (MENS, MAN, WOMAN)):
+        theirs = fitted.share(topic, viewer, later=True, k=LATER_K)
+        assert theirs > fitted.share(topic, other, later=True, k=LATER_K)
