@@ -1,7 +1,7 @@
 """What is planted comes back: who asks, and what they say they want, change what a fitted LRM recommends.
 
-As in the LRM talk's example (Tandon, AI Engineer World's Fair 2025), in which women's sprint is what somebody of whom
-little is known is shown. Nobody here has a history, and an LRM knows no user ids: every viewer is one it has never met.
+After the women's sprint example of the LRM talk (Tandon, AI Engineer World's Fair 2025). Nobody here has a history, and
+an LRM knows no user ids: every viewer is one it has never met.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_features_alone_decide_between_the_planted_topics(fitted: Planted, gende
     for viewer in (
         known,
         SomeViewer(gender=gender),
-        known._replace(region="BR", age=83, device=None),  # of no viewer that was learned,
+        known._replace(region="BR", age=83, device=None),  # like nobody learned of
     ):
         assert fitted.share(theirs, viewer) >= 0.6
         assert fitted.share(others, viewer) <= 0.4
