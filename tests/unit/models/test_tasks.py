@@ -142,7 +142,7 @@ def test_intents_are_said_of_the_video_in_many_ways() -> None:
     rng = random.Random(0)
     intents = {intent_of(VIDEO, rng) for _ in range(3000)}
     assert {"tennis", "Wimbledon", "wimbledon", "something about tennis"} <= intents
-    assert {"show me tennis final please", "more Wimbledon from Court TV", "(a_7) last"} <= intents
+    assert {"show me tennis please", "Wimbledon from Court TV", "(a_7) last"} <= intents
     said = {word for intent in intents for word in intent.lower().split()}
     of_video = set(["tennis", "wimbledon", "final", "at", "(a_7)", "last", "court", "tv", "from"])
     assert of_video <= said
@@ -167,7 +167,7 @@ def test_intents_are_said_of_the_video_in_many_ways() -> None:
 def test_intent_of_a_video_without_topics_is_its_channel_or_title() -> None:
     rng = random.Random(0)
     bare = VIDEO._replace(topics=())
-    assert "Court TV" in {intent_of(bare, rng) for _ in range(100)}
+    assert "Court TV" in {intent_of(bare, rng) for _ in range(500)}
     untitled = bare._replace(channel="")
     intents = {intent_of(untitled, rng) for _ in range(500)}
     assert "Final at (a_7) last" in intents
