@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from models.trie_segments import SPAN, Segment
 
 Array = NDArray[Any]
-_SIX_BITS, _ONE, _ZERO = np.uint64(63), np.uint64(1), np.uint64(0)
+_ZERO = np.uint64(0)
 _NO_CODE: Final = 1 << 62
+_SPAN: Final = 128
+assert _SPAN == SPAN, "compiled code is cached by this file alone: change the span here, too"
 
 
 class Sieve(NamedTuple):
@@ -99,8 +101,8 @@ def _first_passing(segment: Segment, at: int, end: int, sieve: Sieve, repeated_X
     while at < end:
         stop = end
         if has_summaries:
-            span = at // SPAN
-            stop = min(end, (span + 1) * SPAN)
+            span = at // _SPAN
+            stop = min(end, (span + 1) * _SPAN)
             if segment.newest_ms_S[span] < sieve.uploaded_after_ms or (
                 sieve.by_language and segment.languages_S[span] & sieve.languages == _ZERO
             ):
@@ -275,6 +277,38 @@ def _offer(
 
 
 @njit(cache=True, nogil=True)
+def _list_codes(
+    keys_N: Array,
+    at: int,
+    end: int,
+    new_keys_N: Array,
+    new_at: int,
+    new_end: int,
+    shift: int,
+    mask: int,
+    listed_K3: Array,
+) -> int:
+    """Fill in each code of two ranges, and where its entries end in either; return how many codes there are."""
+    count = 0
+    while at < end or new_at < new_end:
+        code = new_code = _NO_CODE
+        if at < end:
+            code = keys_N[at] >> shift & mask
+        if new_at < new_end:
+            new_code = new_keys_N[new_at] >> shift & mask
+        least = min(code, new_code)
+        while at < end and keys_N[at] >> shift & mask == least:
+            at += 1
+        while new_at < new_end and new_keys_N[new_at] >> shift & mask == least:
+            new_at += 1
+        listed_K3[count, 0] = least
+        listed_K3[count, 1] = at
+        listed_K3[count, 2] = new_at
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
 def best_children(
     base: Segment,
     overlay: Segment,
@@ -295,51 +329,94 @@ def best_children(
 
     Rows are gone through best first, so that few children have to be looked for. Where a row has more entries than
     half the codes, its codes are gone through, else its entries. A score that is no number ranks last.
+
+    Everything that the loops touch is a local array, and the loop over entries is written out: each array that is
+    taken out of a tuple, or handed to a function, costs two atomic counts of its references.
     """
-    count, num_codes, mask = 0, log_probs_WK.shape[1], (1 << bits) - 1
+    keys_N, times_ms_N, dead_N = base.keys_N, base.upload_times_ms_N, base.dead_N
+    channels_N, languages_N = base.channels_N, base.languages_N
+    newest_ms_S, languages_S, starts_P = base.newest_ms_S, base.languages_S, base.starts_P
+    new_keys_N, after_ms, by_language = overlay.keys_N, sieve.uploaded_after_ms, sieve.by_language
+    passes, languages = sieve.language_passes, sieve.languages
+    excluded_E, excluded_channels = sieve.excluded_keys_E, sieve.excluded_channels
+    aligned, bucket_bits = shift >= base.bucket_shift, shift - base.bucket_shift
+    count, num_codes, mask, size = 0, log_probs_WK.shape[1], (1 << bits) - 1, len(scores_C)
+    listed_K3 = np.empty((num_codes, 3), np.int64)
     for row in order_W:
         at, end, new_at, new_end = ranges_W4[row]
-        repeated_X, begun = repeated_WX[row], log_probs_W[row]
         by_code = 2 * (end - at + new_end - new_at) > num_codes
-        code = -1
-        while at < end or new_at < new_end:
-            first, new_first = at, new_at
-            if by_code:
-                code += 1
-                if code == num_codes:
-                    break
-                code_end, new_code_end = end, new_end
-            else:
-                code, code_end, new_code_end = _next_code(
-                    base, at, end, overlay, new_at, new_end, shift, mask
-                )
-                at, new_at = code_end, new_code_end
-            score = begun + log_probs_WK[row, code]
-            if not score == score:  # noqa: SIM201 - not a number
+        num_listed = num_codes
+        if not by_code:
+            num_listed = _list_codes(
+                keys_N, at, end, new_keys_N, new_at, new_end, shift, mask, listed_K3
+            )
+        first, new_first = at, new_at
+        last, new_last = at, new_at
+        for place in range(num_listed):
+            code = place
+            if not by_code:
+                first, new_first = last, new_last
+                code, last, new_last = listed_K3[place]
+            score = log_probs_W[row] + log_probs_WK[row, code]
+            if score != score:  # not a number
                 score = -np.inf
             prefix = prefixes_W[row] << bits | code
-            if count == len(scores_C) and not _is_worse(
-                scores_C[0], prefix_C[0], row_C[0], score, prefix, row
+            if count == size and (
+                score < scores_C[0]
+                or not _is_worse(scores_C[0], prefix_C[0], row_C[0], score, prefix, row)
             ):
                 continue
             if by_code:
-                last_key = prefix << shift | ((1 << shift) - 1)
-                first, code_end = _span_of(base, at, end, prefix << shift, last_key)
-                new_first, new_code_end = _span_of(
-                    overlay, new_at, new_end, prefix << shift, last_key
+                key_after = (prefix + 1) << shift  # no such key in 63 bits: it wraps
+                if aligned:
+                    first = np.int64(starts_P[prefix << bucket_bits])
+                    last = np.int64(starts_P[(prefix + 1) << bucket_bits])
+                else:
+                    first = _lower_bound(keys_N, prefix << shift, at, end)
+                    last = end if key_after < 0 else _lower_bound(keys_N, key_after, first, end)
+                new_first = _lower_bound(new_keys_N, prefix << shift, new_at, new_end)
+                new_last = new_end
+                if key_after >= 0:
+                    new_last = _lower_bound(new_keys_N, key_after, new_first, new_end)
+            passed, entry, checked = False, first, -1
+            while entry < last:
+                span = entry // _SPAN
+                if span != checked:
+                    checked = span
+                    if newest_ms_S[span] < after_ms or (
+                        by_language and languages_S[span] & languages == _ZERO
+                    ):
+                        entry = (span + 1) * _SPAN
+                        continue
+                if (
+                    dead_N[entry] == 0
+                    and times_ms_N[entry] >= after_ms
+                    and (not by_language or passes[languages_N[entry]] != 0)
+                    and not (
+                        len(excluded_channels) > 0
+                        and _contains(excluded_channels, channels_N[entry])
+                    )
+                    and not (len(excluded_E) > 0 and _contains(excluded_E, keys_N[entry]))
+                    and not _is_in(repeated_WX, row, keys_N[entry])
+                ):
+                    passed = True
+                    break
+                entry += 1
+            if not passed and new_first < new_last:
+                passed = (
+                    _first_passing(overlay, new_first, new_last, sieve, repeated_WX[row]) < new_last
                 )
-            if _any_passes(
-                base, first, code_end, overlay, new_first, new_code_end, sieve, repeated_X
-            ):
+            if passed:
                 count = _offer(scores_C, prefix_C, row_C, count, score, prefix, row)
     return count
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _span_of(segment: Segment, at: int, end: int, first_key: int, last_key: int) -> tuple[int, int]:
-    if at == end:
-        return at, at
-    return _first_at_least(segment, first_key), _end_of(segment, last_key)
+@njit(cache=True, nogil=True)
+def _is_in(repeated_WX: Array, row: int, key: int) -> bool:
+    found = False
+    for column in range(repeated_WX.shape[1]):
+        found |= repeated_WX[row, column] == key
+    return found
 
 
 @njit(cache=True, nogil=True)
