@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -65,17 +66,17 @@ class LiveRetriever:
 
     Attributes:
         model: its weights; it has no catalogue of its own.
-        item_ids: ascending.
+        item_ids: in the order in which they came.
         vectors_ND: their vectors.
     """
 
     model: TwoTower
-    item_ids: Sequence[str]
+    item_ids: tuple[str, ...]
     vectors_ND: Tensor
 
     @cached_property
     def _number_of(self) -> Mapping[str, int]:
-        return {item_id: number for number, item_id in enumerate(self.item_ids)}
+        return dict(zip(self.item_ids, range(len(self)), strict=True))
 
     @cached_property
     def _ranked(self) -> _FixedItems:
@@ -111,25 +112,27 @@ class LiveRetriever:
         return [self._number_of[one] for one in item_ids if one in self._number_of]
 
     @torch.inference_mode()
-    def with_items(self, item_ids: Collection[str], changed: ItemContents) -> LiveRetriever:
-        """Return a retriever of exactly these items; vectors are computed of those that came or changed.
+    def with_items(self, changed: ItemContents, *, gone: Collection[str] = ()) -> LiveRetriever:
+        """Return a retriever with some items changed or added, and some gone; their vectors are all that is computed.
 
         Args:
-            item_ids: of all items from now on.
-            changed: of those that are not in this catalogue, or not as they were; others of them are passed over.
-
-        Raises:
-            KeyError: an item is neither in this catalogue nor among the changed.
+            changed: each once.
+            gone: ids; those that are not here, or change as well, do not matter.
         """
-        parts = [
+        out = {*gone, *changed.item_ids}
+        dropped = [self._number_of[one] for one in out if one in self._number_of]
+        ids, kept_ND = self.item_ids, self.vectors_ND
+        if dropped:
+            kept_N = torch.ones(len(self), dtype=torch.bool)
+            kept_N[dropped] = False
+            ids, kept_ND = tuple(compress(ids, kept_N.tolist())), kept_ND[kept_N]
+        parts_CD = [
             self.model.vectors_of(changed[start : start + AT_ONCE])
             for start in range(0, len(changed), AT_ONCE)
         ]
-        source = dict(self._number_of)
-        source.update((one, len(self) + place) for place, one in enumerate(changed.item_ids))
-        ids = sorted(item_ids)
-        vectors_MD = torch.cat([self.vectors_ND, *parts])
-        found = LiveRetriever(self.model, ids, vectors_MD[[source[one] for one in ids]])
+        found = LiveRetriever(
+            self.model, (*ids, *changed.item_ids), torch.cat([kept_ND, *parts_CD])
+        )
         _ = found._number_of, found._ranked  # now, and not in the first request
         return found
 
@@ -140,4 +143,4 @@ def live_retriever(retriever: Retriever) -> LiveRetriever:
     contents = ItemContents(retriever.item_ids, model.content_NC, model.cluster_N)
     retriever.set_items(ItemContents([], model.content_NC[:0], model.cluster_N[:0]))
     nothing = LiveRetriever(model, (), torch.empty(0, model.config.size))
-    return nothing.with_items(contents.item_ids, contents)
+    return nothing.with_items(contents)

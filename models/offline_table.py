@@ -60,9 +60,9 @@ class OfflineTable:
         self.codebook_version = codebook_version
         self._columns = columns
         # Plain integers come out of a memoryview several times as fast as out of an array.
-        self._ends = memoryview(columns.row_ends_N)
-        self._related_numbers = memoryview(columns.related_E)
-        self._log_probs = memoryview(columns.log_probs_E)
+        self._ends = columns.row_ends_N.data
+        self._related_numbers = columns.related_E.data
+        self._log_probs = columns.log_probs_E.data
         self._row_of = {
             video_id: row
             for row, video_id in enumerate(columns.video_ids[: len(columns.row_ends_N)])

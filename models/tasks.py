@@ -51,7 +51,7 @@ _BODIES: Final = (
 _CLOSINGS: Final = ("", "", "", "please", "today", "videos")
 """One of each is drawn for an intent: few texts, and yet a model learns which of the words matter, wherever they stand.
 
-Of bare topics and a few fixed sentences it learned to look at what stands last: "show me ... please" said nothing to it.
+Of bare topics and a few fixed sentences it learned to look at what stands last, and "show me ... please" said nothing.
 """
 
 

@@ -8,7 +8,7 @@ most `REFRESH_SHARE` of a core, however many videos there are and however often 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,16 +39,20 @@ class LiveItems:
     """Tells a retriever what came, changed and went; one thread asks, and no retriever in use changes."""
 
     def __init__(
-        self, catalogue: CatalogueView, clock_s: Callable[[], float] = time.monotonic
+        self,
+        catalogue: CatalogueView,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        worked_s: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Start without having told anything; `clock_s` is monotonic."""
-        self._catalogue, self._clock_s = catalogue, clock_s
-        self._not_before_s = clock_s()
+        """Start without having told anything; the clocks are of time, and of the thread's work."""
+        self._catalogue, self._now_s, self._worked_s = catalogue, now_s, worked_s
+        self._not_before_s = now_s()
 
     def due(self, known: KnownItems) -> bool:
-        """Return whether the catalogue has changed since, and the last time is long enough ago for what it took."""
+        """Return whether the catalogue has changed since, and the last time is long enough ago for the work it was."""
         changed = known.at_change != self._catalogue.changes
-        return changed and self._clock_s() >= self._not_before_s
+        return changed and self._now_s() >= self._not_before_s
 
     def brought_up_to_date(
         self, retriever: LiveRetriever, known: KnownItems
@@ -59,28 +63,26 @@ class LiveItems:
             retriever: stays as it is.
             known: what it was told last; a new one has been told of nothing, whatever it was trained on.
         """
-        started_s = self._clock_s()
+        started_s = self._worked_s()
         # Read before the videos are: what comes between the two is looked for again next time.
         at_change = self._catalogue.changes
         videos = dict(self._catalogue.catalogue.videos)
-        kept = [
-            one
-            for one in retriever.item_ids
-            if one in videos and known.videos.get(one) is videos[one]
-        ]
-        changed = _contents(
-            retriever,
-            (video for one, video in videos.items() if known.videos.get(one) is not video),
-        )
-        found = retriever.with_items({*kept, *changed.item_ids}, changed)
-        took_s = self._clock_s() - started_s
-        self._not_before_s = started_s + took_s / REFRESH_SHARE
+        changed = {
+            one: video for one, video in videos.items() if known.videos.get(one) is not video
+        }
+        contents = _contents(retriever, changed.values())
+        gone: Collection[str] = retriever.item_ids
+        if known.at_change >= 0:
+            gone = (known.videos.keys() - videos.keys()) | changed.keys()
+        found = retriever.with_items(contents, gone=gone)
+        work_s = self._worked_s() - started_s
+        self._not_before_s = self._now_s() + work_s / REFRESH_SHARE
         log.debug(
             "items_refreshed",
             items=len(found),
-            changed=len(changed),
+            changed=len(contents),
             passed_over=len(videos) - len(found),
-            took_s=round(took_s, 4),
+            work_s=round(work_s, 4),
         )
         return found, KnownItems(at_change, videos)
 

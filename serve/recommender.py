@@ -167,7 +167,6 @@ class Recommender:
         bundle = self._models.lrm
         if bundle is None:
             return []
-        answering.model_version = bundle.model_version
         request, lane, k = answering.request, answering.lane, answering.asked.k
         requests = [request] if lane is None else [request, within(request, lane)]
         found = self._search.search(
@@ -177,6 +176,7 @@ class Recommender:
             self._catalogue.catalogue.videos,
             top_k=k,
         )
+        answering.model_version = bundle.model_version
         main = [Pick(one.video_id, one.log_prob, "lrm") for one in found[0]]
         if lane is None:
             return main

@@ -30,7 +30,7 @@ from infra import log, metrics
 from infra.claim import claim
 from infra.errors import DecodeError
 from infra.settings import Settings
-from infra.storage import write_atomically
+from infra.storage import ObjectStore, write_atomically
 from streams.codec import dead_letter, decode
 from streams.events import (
     CheckpointPromoted,
@@ -40,6 +40,7 @@ from streams.events import (
     VideoServable,
     to_json,
 )
+from streams.figures import write_figures
 from streams.topics import (
     CHECKPOINTS,
     DEAD_LETTERS,
@@ -68,6 +69,7 @@ from workers.freshness_snapshot import (
 
 TOPICS = (IMPRESSIONS, SEMANTIC_IDS, SERVABLE, CHECKPOINTS, SWAPS)
 BATCH_MAX = 5000
+SHOW_EVERY_S = 2.0
 BATCH_WAIT_S = 1.0  # each batch is a write of the snapshot
 
 
@@ -112,6 +114,14 @@ class FreshnessWorker:
         async with self._saving:
             content = self._snapshot.to_bytes()  # of one moment: nothing else runs meanwhile
             await asyncio.to_thread(write_atomically, self._path, content)  # Step 2
+
+    async def show(self, store: ObjectStore) -> None:
+        """Put the figures where the endpoint reads them; a store that does not take them is tried again later."""
+        figures = self._snapshot.report()
+        try:
+            await asyncio.to_thread(write_figures, store, figures)
+        except Exception as error:  # noqa: BLE001 - each kind of store has its own, and counting goes on
+            log.get_logger().warning("figures_not_shown", error=str(error))
 
     def _decode(
         self, topic: Topic, events: list[Any]
@@ -187,9 +197,15 @@ def create_app(settings: Settings) -> faust.App:
     app = create_faust_app(settings, snapshot.group)
     publisher = Publisher(app, settings.kafka, [DEAD_LETTERS[IMPRESSIONS.name]])
     worker = FreshnessWorker(snapshot, path, publisher)
+    store = ObjectStore(settings.storage.root)
     write_atomically(path, snapshot.to_bytes())  # the group's name, before it commits anything
     for topic in TOPICS:
         _follow(app, settings, worker, topic)
+
+    @app.timer(SHOW_EVERY_S)
+    async def show() -> None:
+        await worker.show(store)
+
     return app
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -50,14 +51,13 @@ class Snapshot(BaseModel):
         next_offsets[partition] = offset + 1
         return True
 
+    def report(self) -> dict[str, Any]:
+        """Return the figures for people, and when these are of."""
+        return {"written_time_ms": now_ms(), **self.figures.report()}
+
     def to_bytes(self) -> bytes:
         """Return the file's content: the report at its top, and under `state` what `load_snapshot` reads."""
-        report = {
-            "written_time_ms": now_ms(),
-            **self.figures.report(),
-            "state": self.model_dump(mode="json"),
-        }
-        return json.dumps(report).encode()
+        return json.dumps({**self.report(), "state": self.model_dump(mode="json")}).encode()
 
 
 def load_snapshot(path: Path, topic_ids: dict[str, str]) -> Snapshot:

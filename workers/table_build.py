@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -60,12 +60,12 @@ class TableInputs:
     before: OfflineTable | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Built:
     """What came of the searches: the rows, and what the announcement says of them."""
 
-    rows: list[TableRow] = field(default_factory=list)
-    measured: dict[str, float] = field(default_factory=dict)
+    rows: list[TableRow]
+    measured: dict[str, float]
 
 
 def build(
@@ -82,7 +82,7 @@ def build(
         progress: told (stage, done, total).
 
     Delivery: killed at any point, the table that was announced stays, whole; the next build collects what is left.
-    Blocks: for the searches, a few milliseconds of a core for each row that is computed, with `nano`.
+    Blocks: for the searches: each row that is computed costs what an answer of the LRM does.
 
     Raises:
         ConfigError: another build is under way, or there is no codebook.

@@ -17,7 +17,7 @@ from infra.errors import DecodeError, TransientError, VersionMismatchError
 from infra.log import get_logger
 from infra.settings import KafkaSettings
 from infra.storage import ObjectStore
-from models.offline_table import SIDECAR, OfflineTable, load_table, table_files
+from models.offline_table import DATA, SIDECAR, OfflineTable, load_table, table_files
 from streams.client import TopicReader, flush, producer, send
 from streams.codec import decode
 from streams.events import TABLE_MODEL_NAME, CheckpointPromoted
@@ -112,7 +112,7 @@ def _versions(store: ObjectStore) -> list[tuple[int, bool]]:
         version, _, name = key.removeprefix(f"{FOLDER}/").partition("/")
         if version.isdigit():
             names.setdefault(int(version), set()).add(name)
-    return [(version, SIDECAR in found) for version, found in sorted(names.items())]
+    return [(version, {DATA, SIDECAR} <= found) for version, found in sorted(names.items())]
 
 
 def collect_tables(store: ObjectStore, *announced: CheckpointPromoted | None) -> list[str]:

@@ -28,7 +28,7 @@ def main(name: str) -> None:
         threading.Event().wait()
         raise AssertionError
 
-    ObjectStore.put_bytes = put_or_stop  # type: ignore[method-assign]
+    ObjectStore.put_bytes = put_or_stop  # type: ignore[assignment, method-assign]
     settings = load_settings()
     with ensure_ray(settings):
         build(settings)

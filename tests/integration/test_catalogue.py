@@ -35,7 +35,7 @@ from workers.video_trace import trace_video
 
 pytestmark = pytest.mark.integration
 
-START_S = 120.0
+START_S = 300.0
 REMOVAL_S = 5.0  # what is promised of a removed video
 VIDEOS = 40
 

@@ -28,8 +28,10 @@ from infra.settings import (
     KafkaSettings,
     MetricsSettings,
     Settings,
+    StorageSettings,
     as_environment,
 )
+from infra.storage import ObjectStore
 from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import TopicReader, client_config, flush, producer, send, wait_until
@@ -44,6 +46,7 @@ from streams.events import (
     VideoServable,
     to_json,
 )
+from streams.figures import read_figures
 from streams.topics import (
     CHECKPOINTS,
     DEAD_LETTERS,
@@ -75,6 +78,7 @@ def settings(broker: LocalBroker, tmp_path: Path) -> Settings:
     """Topics and a folder of this test's own."""
     found = Settings(
         var_dir=tmp_path,
+        storage=StorageSettings(root=str(tmp_path / "store")),
         kafka=KafkaSettings(
             bootstrap_servers=broker.bootstrap_servers,
             topic_prefix=f"t{uuid.uuid4().hex[:8]}.",
@@ -219,6 +223,12 @@ def test_worker_killed_twice_reports_what_an_uninterrupted_one_would(
         return report["impressions"] == 2 * ANSWERS and counts == [VIDEOS, VIDEOS, 3]
 
     wait_until(done, timeout_s=TIMEOUT_S, what="all figures")
+    store = ObjectStore(settings.storage.root)  # where the endpoint reads them
+    wait_until(
+        lambda: read_figures(store).get("impressions") == 2 * ANSWERS,
+        timeout_s=TIMEOUT_S,
+        what="the figures in the object store",
+    )
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(TIMEOUT_S) == 0
 

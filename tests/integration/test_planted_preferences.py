@@ -1,7 +1,7 @@
 """What is planted comes back: who asks, and what they say they want, change what a fitted LRM recommends.
 
-As in the LRM talk's example (Tandon, AI Engineer World's Fair 2025), in which women's sprint is what somebody of whom
-little is known is shown. Nobody here has a history, and an LRM knows no user ids: every viewer is one it has never met.
+After the women's sprint example of the LRM talk (Tandon, AI Engineer World's Fair 2025). Nobody here has a history, and
+an LRM knows no user ids: every viewer is one it has never met.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import pytest
 from tests.planted_preferences import MENS, TOPICS, WOMENS, WORDS, Planted, SomeViewer, planted
 
 WOMAN, MAN = SomeViewer("US", 24, "female", "ANDROID"), SomeViewer("US", 24, "male", "ANDROID")
-FEATURES_NEVER_TOGETHER = {"region": "BR", "age": 83, "device": None}
+# A minute of one core, most of it the fit.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 LATER_K = 5  # so many of each topic come later
 
 SAID = {
@@ -37,7 +38,6 @@ def somebody_else(topic: str) -> SomeViewer:
     return WOMAN if topic == MENS else MAN
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("gender", ["female", "male"])
 def test_features_alone_decide_between_the_planted_topics(fitted: Planted, gender: str) -> None:
     theirs, others = (WOMENS, MENS) if gender == "female" else (MENS, WOMENS)
@@ -45,13 +45,12 @@ def test_features_alone_decide_between_the_planted_topics(fitted: Planted, gende
     for viewer in (
         known,
         SomeViewer(gender=gender),
-        known._replace(**FEATURES_NEVER_TOGETHER),
+        known._replace(region="BR", age=83, device=None),  # like nobody learned of
     ):
         assert fitted.share(theirs, viewer) >= 0.6
         assert fitted.share(others, viewer) <= 0.4
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("how", SAID)
 def test_intent_in_plain_words_brings_its_topic(fitted: Planted, how: str) -> None:
     for topic in TOPICS:
@@ -61,7 +60,6 @@ def test_intent_in_plain_words_brings_its_topic(fitted: Planted, how: str) -> No
         assert asked >= max(0.5, 2 * without), topic
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("how", SAID)
 def test_intent_brings_new_videos_of_which_only_the_text_was_read(
     fitted: Planted, how: str
@@ -84,7 +82,6 @@ def test_intent_brings_new_videos_of_which_only_the_text_was_read(
     assert mean_share(asked=True) >= max(0.45, 2 * mean_share(asked=False))
 
 
-@pytest.mark.integration
 def test_features_alone_bring_new_videos_of_the_planted_topic(fitted: Planted) -> None:
     for topic, viewer, other in ((WOMENS, WOMAN, MAN), (MENS, MAN, WOMAN)):
         theirs = fitted.share(topic, viewer, later=True, k=LATER_K)

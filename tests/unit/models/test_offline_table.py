@@ -111,7 +111,7 @@ def rewrite(folder: Path, change: Callable[[Arrays], None] | None) -> None:
 
 def put(name: str, place: int, value: float) -> Callable[[Arrays], None]:
     def change(arrays: Arrays) -> None:
-        arrays[name][place] = value  # type: ignore[call-overload]
+        arrays[name][place] = value
 
     return change
 

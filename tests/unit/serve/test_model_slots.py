@@ -89,9 +89,7 @@ def slots_of(catalogue: CatalogueView, root: Path) -> ModelSlots:
         load_table=load_text_table,
     )
     for items in slots._items.values():
-        items._clock_s = lambda: (
-            0.0
-        )  # however long a refresh takes here, the next one may be at once
+        items._worked_s = lambda: 0.0  # the next refresh may be at once
     return slots
 
 

@@ -77,7 +77,12 @@ def test_build_is_counted_by_how_it_ended_and_failing_does_not_end_the_schedule(
 ) -> None:
     settings, before = with_values(Settings(), var_dir=tmp_path), counted(outcome)
     waiting = threading.Event()
-    monkeypatch.setattr(TableSchedule, "_due_in_s", lambda self: waiting.set() or 600.0)
+
+    def not_due(schedule: TableSchedule) -> float:
+        waiting.set()
+        return 600.0
+
+    monkeypatch.setattr(TableSchedule, "_due_in_s", not_due)
     monkeypatch.setattr(table_schedule, "RETRY_S", 0.01)
     thread, stopping = running(settings, f"raise SystemExit({status})")
     assert waiting.wait(60)  # it goes on to the next
