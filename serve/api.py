@@ -167,7 +167,7 @@ def _live(answer: T | None, video_id: str) -> T:
 
 
 def _key_check(api_key: str) -> params.Depends:
-    def check(given: Annotated[str | None, Depends(_KEY)]) -> None:
+    async def check(given: Annotated[str | None, Depends(_KEY)]) -> None:
         if api_key and not hmac.compare_digest((given or "").encode(), api_key.encode()):
             raise HTTPException(401, "X-API-Key is missing or wrong")
 

@@ -149,6 +149,7 @@ def listening(app: ASGIApp, host: str, port: int) -> Iterator[None]:
             app,
             access_log=False,
             log_config=None,
+            log_level="warning",
             lifespan="off",
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -176,7 +177,9 @@ def run(settings: Settings) -> None:
         ConfigError: other machines could reach the endpoint without a key, or there is no codebook yet.
     """
     configure("serve", level=settings.log.level, format=settings.log.format)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(
+        logging.ERROR
+    )  # it warns of every request that it refuses
     refuse_open_address(settings.serve)
     current_manifest(ObjectStore(settings.storage.root))
     host, port = settings.serve.host, settings.serve.port or _free_port(settings.serve.host)
