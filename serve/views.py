@@ -19,7 +19,7 @@ from infra.log import get_logger
 from models.evaluation import Popularity
 from models.prompts import ViewerLike, WatchLike
 from models.semantic_id import SemanticIdSpace
-from models.trie import LiveTrie
+from models.trie import LiveTrie, warm
 from serve.follower import Record, refuse
 from streams.catalogue import Catalogue
 from streams.events import SemanticIdAssigned, UserErased
@@ -62,6 +62,7 @@ class CatalogueView:
         self, space: SemanticIdSpace, clock: EventClock, *, on_live: OnLive = lambda video: None
     ) -> None:
         """Start empty; `on_live` is called for each video right after the trie took it, again when it changed."""
+        warm()
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
         self._clock, self._on_live = clock, on_live
