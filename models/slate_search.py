@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,11 +88,11 @@ def slate_search(
         for level, token_ids_K in enumerate(level_token_ids):
             if number or level:
                 # Before the first level stands the last of the semantic ID before.
-                logits_BWV = decoder.step(searches, level_token_ids[level - 1])
+                logits_BWV = _appended(decoder, searches, level_token_ids[level - 1])
             if number and level == 0:
                 searches = [_restarted(each) for each in searches]
                 for token_id in separator_token_ids:
-                    logits_BWV = decoder.step(searches, torch.tensor([token_id]))
+                    logits_BWV = _appended(decoder, searches, torch.tensor([token_id]))
             log_probs_BWK = _code_log_probs(logits_BWV, token_ids_K)
             searches = [
                 _extended(each, view, level, log_probs_WK[: len(each.codes_W)], beam_width)
@@ -101,6 +101,14 @@ def slate_search(
             if not any(len(each.codes_W) for each in searches):
                 return [[] for _ in views]
     return [_best(each, view, top_k) for each, view in zip(searches, views, strict=True)]
+
+
+def _appended(
+    decoder: _SharedPromptDecoder, searches: Sequence[_Slates], token_ids_K: torch.Tensor
+) -> torch.Tensor:
+    """Append each beam's newest code behind its parent, and return the logits after it."""
+    rows: Any = searches  # of which only the parents and the codes are read
+    return decoder.step(rows, token_ids_K)
 
 
 def _root() -> _Slates:

@@ -61,7 +61,7 @@ def _contains(values: Array, wanted: int) -> bool:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _first_at_least(segment: Segment, key: int) -> int:
+def _first_at_least(segment: Segment, key: int) -> Any:
     bucket = key >> segment.bucket_shift
     lo = np.int64(segment.starts_P[bucket])
     if key == bucket << segment.bucket_shift:
@@ -70,7 +70,7 @@ def _first_at_least(segment: Segment, key: int) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _end_of(segment: Segment, last_key: int) -> int:
+def _end_of(segment: Segment, last_key: int) -> Any:
     """Return where keys above this one begin; the key after the last may not exist in 63 bits."""
     bucket = last_key >> segment.bucket_shift
     hi = np.int64(segment.starts_P[bucket + 1])

@@ -185,9 +185,9 @@ def text_of(texts: Texts, position: int) -> str:
 @njit(cache=True, nogil=True)
 def _live_sizes(
     dead_N: Array, offsets_N: Array, new_dead_N: Array, new_offsets_N: Array
-) -> tuple[int, int]:
+) -> tuple[int, Any]:
     """Return how many entries live, and how many bytes their ids take."""
-    count = num_bytes = 0
+    count, num_bytes = 0, np.int64(0)
     for at in range(len(dead_N)):
         if not dead_N[at]:
             count += 1
@@ -286,7 +286,7 @@ def _fill_starts(keys_N: Array, shift: int, starts_P: Array) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _first_slot(buffer_X: Array, first: int, last: int, num_slots: int, key: Any) -> int:
+def _first_slot(buffer_X: Array, first: int, last: int, num_slots: int, key: Any) -> Any:
     """Return FNV-1a of the bytes, begun with a key, mixed, and scaled to the slots."""
     value = key
     for at in range(first, last):

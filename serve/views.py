@@ -22,7 +22,7 @@ from infra.errors import DecodeError
 from infra.log import get_logger
 from models.prompts import ViewerLike, WatchLike
 from models.semantic_id import SemanticIdSpace
-from models.trie import LiveTrie
+from models.trie import LiveTrie, warm
 from serve.follower import Record, refuse
 from streams.catalogue import Catalogue, CatalogueChange
 from streams.events import SemanticIdAssigned, UserErased
@@ -82,6 +82,7 @@ class CatalogueView:
             on_live: called for each video right after the trie took it, again when it changed.
             on_change: called for each record that changed something, before the trie takes it.
         """
+        warm()
         self.catalogue = Catalogue(space.codebook_version)
         self.trie = LiveTrie(space)
         self.changes = 0

@@ -34,7 +34,8 @@ def static_index(space: SemanticIdSpace, keys_N: Int64s) -> StaticIndex:
     """Build the index of unsorted packed semantic IDs; sorting them is part of it."""
     longer_N = np.sort(keys_N)
     bits = space.level_bits
-    row_starts, tokens = [], []
+    row_starts: list[NDArray[np.int32]] = []
+    tokens: list[NDArray[np.int32]] = []
     for level in range(space.num_levels - 1, 1, -1):
         tokens.insert(0, (longer_N & ((1 << bits[level]) - 1)).astype(np.int32))
         prefix_N = longer_N >> bits[level]

@@ -70,6 +70,7 @@ def run(scale: float, models: Sequence[str], writes: int = 2000, turns: int = 15
     warm()
     big = sizes[-1]
     keys_N = semantic_ids(big, seed=0)
+    _trim()
     before = _status("VmRSS")
     say(f"inserting {big:,} videos")
     trie = filled(keys_N)

@@ -73,7 +73,7 @@ def _steps(lrm: Lrm, width: int) -> Callable[[], list[float]]:
             normalizer_BW1 = logits_BWV.logsumexp(-1, keepdim=True)
             (logits_BWV[..., lrm.level_token_ids[level]] - normalizer_BW1).numpy()
         spent_s = time.thread_time() - began
-        cache.crop(PROMPT_TOKENS)
+        cache.crop(PROMPT_TOKENS - cache.get_seq_length())
         return [1000 * spent_s / (lrm.space.num_levels - 1)]
 
     timed()
