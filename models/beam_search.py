@@ -215,14 +215,14 @@ class _SharedPromptDecoder:
         positions_T = torch.arange(max(lengths), device=device)
         # What each beam may attend to; at first there is one beam, the prompt itself.
         self._visible_BWT = (positions_T < self._next_position_B1)[:, None, :]
-        ends_E, end_of_B = (self._next_position_B1[:, 0] - 1).unique(return_inverse=True)
+        ends_E, end_of_B = np.unique(np.array(lengths) - 1, return_inverse=True)
         logits_BEV: torch.Tensor = self._model(
             input_ids=tokens_BT,
             position_ids=positions_T.expand(len(rows), -1),
             past_key_values=self._cache,
-            logits_to_keep=ends_E,
+            logits_to_keep=torch.from_numpy(ends_E).to(device),
         ).logits
-        return logits_BEV[torch.arange(len(rows), device=device), end_of_B][:, None]
+        return logits_BEV[range(len(rows)), end_of_B.tolist()][:, None]
 
     def step(self, rows: Sequence[_Row], token_ids_K: torch.Tensor) -> torch.Tensor:
         """Append the beams' newest codes to the cache and return the logits after each [B, W, V].

@@ -31,7 +31,10 @@ def recommend(
     top_k: int,
     beam_width: int,
 ) -> list[list[Candidate]]:
-    """Return up to `top_k` live videos per request, best first; every one is in its view and passes its filters."""
+    """Return up to `top_k` live videos per request, best first; every one is in its view and passes its filters.
+
+    Requests that differ in views and filters alone are one prompt, which is run once.
+    """
     views = [view] * len(requests) if isinstance(view, TrieView) else view
     prompts = [
         lrm.encode(

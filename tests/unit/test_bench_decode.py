@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.bench import decode
+from tests.bench.parts.generate_peer import Found
 from tests.lrm_factories import SPACE, tiny_lrm
 
 
@@ -16,7 +17,7 @@ def test_some_semantic_ids_are_distinct_and_some_share_a_cell() -> None:
 
 
 def test_agreement_is_the_share_of_the_expected_that_was_found() -> None:
-    expected = [((at, 0), -1.0) for at in range(4)]
+    expected: Found = [((at, 0), -1.0) for at in range(4)]
     assert decode.agreement(expected[::-1], expected) == 1.0
     assert decode.agreement([*expected[:3], ((9, 9), -1.0)], expected) == 0.75
 

@@ -191,7 +191,7 @@ def test_an_error_reaches_the_callers_of_its_batch_and_no_other(
         def __getattr__(self, name: str) -> None:
             raise LookupError(f"no {name}")
 
-    broken = Request(Unreadable(), (), Ask("home"))  # type: ignore[arg-type]  # broken on purpose
+    broken = Request(Unreadable(), (), Ask("home"))
 
     def ask(one: Request, top_k: int) -> list[list[Candidate]]:
         return queue.search(held.lrm, [one], EVERYTHING, VIDEOS, top_k=top_k)
