@@ -77,7 +77,12 @@ class OfflineTable:
     def lookup(self, video_id: str) -> tuple[tuple[str, float], ...] | None:
         """Return (video_id, log_prob) of what to watch after a video, best first; None for one that has no row."""
         row = self._row_of.get(video_id)
-        return None if row is None else self._related(row)
+        return None if row is None else tuple(self._entries(row))
+
+    def entries(self, video_id: str) -> Iterator[tuple[str, float]]:
+        """Yield what `lookup` returns, for whoever needs only the first of it; nothing for one that has no row."""
+        row = self._row_of.get(video_id)
+        return iter(()) if row is None else self._entries(row)
 
     def num_related(self, video_id: str) -> int:
         """Return how many videos `lookup` finds; 0 for a video that has no row."""
@@ -96,7 +101,7 @@ class OfflineTable:
             video_id,
             int(columns.fingerprints_N[row]),
             int(columns.lrm_versions_N[row]),
-            self._related(row),
+            tuple(self._entries(row)),
         )
 
     def rows(self) -> Iterator[TableRow]:
@@ -109,10 +114,10 @@ class OfflineTable:
     def _start(self, row: int) -> int:
         return self._ends[row - 1] if row else 0
 
-    def _related(self, row: int) -> tuple[tuple[str, float], ...]:
+    def _entries(self, row: int) -> Iterator[tuple[str, float]]:
         start, end, ids = self._start(row), self._ends[row], self._columns.video_ids
-        found = [ids[number] for number in self._related_numbers[start:end].tolist()]
-        return tuple(zip(found, self._log_probs[start:end].tolist(), strict=True))
+        found = map(ids.__getitem__, self._related_numbers[start:end].tolist())
+        return zip(found, self._log_probs[start:end].tolist(), strict=True)
 
 
 def build_table(rows: Sequence[TableRow], *, codebook_version: int) -> OfflineTable:

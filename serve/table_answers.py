@@ -6,7 +6,7 @@ Knows nothing of how the table came here, and what is done where it has no answe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -19,7 +19,7 @@ from streams.events import SemanticIdAssigned
 
 SOURCE = "table"
 PIECES_MAX = 200_000
-"""Videos whose part of an item is kept: some 400 bytes each."""
+"""Videos whose part of an item is kept: some 200 bytes each."""
 
 _items: Callable[[list[dict[str, Any]]], tuple[RecommendedItem, ...]] = TypeAdapter(
     tuple[RecommendedItem, ...]
@@ -51,6 +51,15 @@ def routes_to_table(
     )
 
 
+class _Piece(NamedTuple):
+    """What an item says of a video whenever it is asked, and the catalogue's record that it was made of."""
+
+    video: SemanticIdAssigned
+    title: str
+    semantic_id: str
+    upload_time_ms: int
+
+
 class TableAnswers:
     """Makes items of rows; what does not change of a video is made once.
 
@@ -58,7 +67,7 @@ class TableAnswers:
     """
 
     def __init__(self) -> None:
-        self._pieces: dict[str, tuple[SemanticIdAssigned, dict[str, Any]]] = {}
+        self._pieces: dict[str, _Piece] = {}
 
     def items(
         self,
@@ -87,38 +96,38 @@ class TableAnswers:
         is_plain = not (filters.excluded_channels or filters.languages)
         is_plain = is_plain and filters.uploaded_after_ms is None
         found: list[dict[str, Any]] = []
-        for video_id, log_prob in table.lookup(context_video_id) or ():
+        pieces = self._pieces
+        for video_id, log_prob in table.entries(context_video_id):
             video = videos.get(video_id)
             if video is None or video_id == context_video_id or video_id in excluded:
                 continue
             if not (is_plain or _passes(video, filters)):
                 continue
-            age_ms = now_ms - video.upload_time_ms
+            piece = pieces.get(video_id)
+            if piece is None or piece.video is not video:  # an edit is another object
+                piece = self._make(video)
+            _, title, semantic_id, upload_time_ms = piece
             found.append(
                 {
-                    **self._piece(video),
+                    "video_id": video_id,
+                    "semantic_id": semantic_id,
                     "score": log_prob,
-                    "age_s": age_ms / 1000 if age_ms > 0 else 0.0,
+                    "title": title,
+                    "age_s": (now_ms - upload_time_ms) / 1000 if now_ms > upload_time_ms else 0.0,
+                    "source": SOURCE,
                 }
             )
             if len(found) == k:
                 break
         return _items(found)
 
-    def _piece(self, video: SemanticIdAssigned) -> dict[str, Any]:
-        """Return what an item says of a video whenever it is asked, as the catalogue has it now."""
-        kept = self._pieces.get(video.video_id)
-        if kept is not None and kept[0] is video:  # an edit is another object
-            return kept[1]
-        piece = {
-            "video_id": video.video_id,
-            "semantic_id": format_semantic_id(video.semantic_id),
-            "title": video.title,
-            "source": SOURCE,
-        }
+    def _make(self, video: SemanticIdAssigned) -> _Piece:
+        piece = _Piece(
+            video, video.title, format_semantic_id(video.semantic_id), video.upload_time_ms
+        )
         if len(self._pieces) >= PIECES_MAX:
             self._pieces.clear()
-        self._pieces[video.video_id] = (video, piece)
+        self._pieces[video.video_id] = piece
         return piece
 
 

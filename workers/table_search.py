@@ -28,7 +28,7 @@ BATCH = 16
 """Questions searched together: wider is no faster on a core."""
 BLOCK = 4 * BATCH
 """Questions that Ray Data hands over together: a step of the progress."""
-NICENESS = 0
+NICENESS = 15
 """Behind answers, and behind training as well, which is waited for."""
 NONE = -1
 
