@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def load_lrm(
     try:
         found = sha256_of(directory / WEIGHTS)
         sidecar = json.loads((directory / SIDECAR).read_text())
-        tokenizer = Tokenizer.from_str((directory / "tokenizer.json").read_text())
+        tokenizer = _tokenizer((directory / "tokenizer.json").read_text())
     except (OSError, ValueError) as error:
         raise VersionMismatchError(f"checkpoint {directory.name} is incomplete: {error}") from error
     if sha256 is not None and found != sha256:
@@ -222,3 +223,9 @@ def load_lrm(
         eos_token=sidecar.get("eos_token", EOS),
         writes_english=sidecar.get("writes_english", False),
     )
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(text: str) -> Tokenizer:
+    """Return the tokenizer, which the models of one codebook share: reading it keeps Python's lock from requests."""
+    return Tokenizer.from_str(text)

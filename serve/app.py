@@ -29,6 +29,7 @@ from infra.settings import ServeSettings, Settings
 from infra.storage import ObjectStore, write_atomically
 from models.codebook import current_manifest
 from serve.api import build_api
+from serve.giving_way import share_the_lock
 from serve.replicas import DEADLINE_S, CancelOnDisconnect, Replicas
 from serve.schemas import (
     ExplanationRequest,
@@ -177,6 +178,7 @@ def run(settings: Settings) -> None:
         ConfigError: other machines could reach the endpoint without a key, or there is no codebook yet.
     """
     configure("serve", level=settings.log.level, format=settings.log.format)
+    share_the_lock()  # between the threads of HTTP, of Ray Serve's router and of Ray
     logging.getLogger("ray.serve").setLevel(
         logging.ERROR
     )  # it warns of every request that it refuses

@@ -41,6 +41,11 @@ def of_another_codebook(promoted: CheckpointPromoted, store: Path) -> Checkpoint
     return promoted
 
 
+def announced_for_another_codebook(promoted: CheckpointPromoted, store: Path) -> CheckpointPromoted:
+    """Let the announcement speak the next codebook, and not the checkpoint."""
+    return promoted.model_copy(update={"codebook_version": promoted.codebook_version + 1})
+
+
 def not_finite(promoted: CheckpointPromoted, store: Path) -> CheckpointPromoted:
     """Make one weight not a number, and announce the hash of that."""
     path = store / promoted.path / WEIGHTS
@@ -59,6 +64,7 @@ SPOILED: dict[str, Spoil] = {
     "corrupt": corrupt,
     "truncated": truncated,
     "of another codebook": of_another_codebook,
+    "announced for another codebook": announced_for_another_codebook,
     "not finite": not_finite,
     "missing": missing,
 }
