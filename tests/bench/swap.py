@@ -173,6 +173,9 @@ def reads(process: psutil.Process, folder: str) -> bool:
 
 def measures(run: Run, stage: Stage, requests: Sequence[dict[str, Any]]) -> list[Measure]:
     """Turn what was measured into the report's lines."""
+    beside, alone = beside_loads(run.answers, run.reports)
+    say(f"while a model was loaded: {described(beside)}")
+    say(f"otherwise: {described(alone)}")
     checked, wrong, told_apart = _checked(run, stage, requests)
     rolled_back_s, taken_back = run.rolled_back
     inconsistent = wrong + sum(not is_possible(one, run.promoted) for one in run.answers)
@@ -226,6 +229,21 @@ def p99_over_steady(
         return latency_s(one for one in answers if from_s <= one.sent_s < until_s)
 
     return median(p99(swaps, until) / p99(quiet, swaps) for quiet, swaps, until in pairs)
+
+
+def beside_loads(
+    answers: Sequence[Answer], reports: Sequence[SwapReported]
+) -> tuple[list[Answer], list[Answer]]:
+    """Return the answers that were under way while some replica loaded a model, and all others."""
+    loads = [
+        (report.swapped_time_ms / 1000 - report.load_s, report.swapped_time_ms / 1000)
+        for report in reports
+    ]
+    beside, alone = [], []
+    for one in answers:
+        overlaps = any(began < one.done_s and one.sent_s < ended for began, ended in loads)
+        (beside if overlaps else alone).append(one)
+    return beside, alone
 
 
 def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> float:
