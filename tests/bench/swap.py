@@ -239,7 +239,7 @@ def beside_loads(
         (report.swapped_time_ms / 1000 - report.load_s, report.swapped_time_ms / 1000)
         for report in reports
     ]
-    beside, alone = [], []
+    beside, alone = list[Answer](), list[Answer]()
     for one in answers:
         overlaps = any(began < one.done_s and one.sent_s < ended for began, ended in loads)
         (beside if overlaps else alone).append(one)
