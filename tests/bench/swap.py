@@ -178,6 +178,7 @@ def measures(run: Run, stage: Stage, requests: Sequence[dict[str, Any]]) -> list
     say(f"otherwise: {described(alone)}")
     checked, wrong, told_apart = _checked(run, stage, requests)
     rolled_back_s, taken_back = run.rolled_back
+    rolled_back, last_answer = rollback_s(run.answers, rolled_back_s, taken_back)
     inconsistent = wrong + sum(not is_possible(one, run.promoted) for one in run.answers)
     return [
         measured("swaps", _swapped(run), "swaps", more=True),
@@ -185,7 +186,8 @@ def measures(run: Run, stage: Stage, requests: Sequence[dict[str, Any]]) -> list
         measured("failed_requests", sum(one.code != 200 for one in run.answers), "requests"),
         measured("answered_without_model", _without_model(run.answers), "requests"),
         measured("p99_over_steady", p99_over_steady(run.answers, run.pairs), "times"),
-        measured("rollback_s", rollback_s(run.answers, rolled_back_s, taken_back), "s"),
+        measured("rollback_s", rolled_back, "s"),
+        measured("rollback_last_answer_s", last_answer, "s"),
         measured("promoted_spoiled", run.promoted.spoiled, "checkpoints", more=True),
         measured("served_spoiled", _served_spoiled(run), "answers"),
         measured("killed_in_swap", float(run.killed_in_swap), "replicas", more=True),
@@ -246,14 +248,22 @@ def beside_loads(
     return beside, alone
 
 
-def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> float:
-    """Return how long after the pointer back the last answer of the version that it takes away was there."""
-    late = [
-        one.done_s
+def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[float, float]:
+    """Return when after the pointer back all requests are answered by another version than the one that it takes away.
+
+    First by when they were sent: from then on every replica answers with the version before. Then by when the last answer
+    of those sent earlier was there, which has waited as long as others do.
+    """
+    taken_back = [
+        one
         for one in answers
         if one.done_s > sent_s and is_answered(one) and content(one)["model_version"] == version
     ]
-    return max(late, default=sent_s) - sent_s
+    if not taken_back:
+        return 0.0, 0.0
+    last_s = max(one.sent_s for one in taken_back)
+    next_s = min((one.sent_s for one in answers if one.sent_s > last_s), default=last_s)
+    return max(0.0, next_s - sent_s), max(one.done_s for one in taken_back) - sent_s
 
 
 def is_possible(answer: Answer, promoted: Promoted) -> bool:

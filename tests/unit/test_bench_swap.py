@@ -117,17 +117,17 @@ def test_answers_beside_a_load_are_those_that_overlap_it() -> None:
     assert [one.sent_s for one in alone] == [7.0, 10.1]
 
 
-def test_rollback_ends_with_the_last_answer_of_the_version_that_is_taken_back() -> None:
+def test_rollback_ends_when_no_request_sent_from_then_on_gets_the_version_taken_back() -> None:
     sent = [
         answer(9.0, version=7),
-        answer(10.2, 0.1, version=7),
+        answer(10.2, 0.9, version=7),
         answer(10.3, version=6),
         answer(10.4, 0.3, version=7),
-        answer(11.5, version=6),
+        answer(10.5, version=6),
         answer(12.0, code=500),
     ]
-    assert swap.rollback_s(sent, 10.0, 7) == pytest.approx(0.7)
-    assert swap.rollback_s(sent[-2:], 10.0, 7) == 0
+    assert swap.rollback_s(sent, 10.0, 7) == pytest.approx((0.5, 1.1))
+    assert swap.rollback_s(sent[-2:], 10.0, 7) == (0, 0)
 
 
 def test_answer_of_a_version_before_it_was_promoted_or_that_never_was_is_impossible(
