@@ -173,8 +173,12 @@ def reads(process: psutil.Process, folder: str) -> bool:
 
 def measures(run: Run, stage: Stage, requests: Sequence[dict[str, Any]]) -> list[Measure]:
     """Turn what was measured into the report's lines."""
+    beside, alone = beside_loads(run.answers, run.reports)
+    say(f"while a model was loaded: {described(beside)}")
+    say(f"otherwise: {described(alone)}")
     checked, wrong, told_apart = _checked(run, stage, requests)
     rolled_back_s, taken_back = run.rolled_back
+    rolled_back, last_answer = rollback_s(run.answers, rolled_back_s, taken_back)
     inconsistent = wrong + sum(not is_possible(one, run.promoted) for one in run.answers)
     return [
         measured("swaps", _swapped(run), "swaps", more=True),
@@ -182,7 +186,8 @@ def measures(run: Run, stage: Stage, requests: Sequence[dict[str, Any]]) -> list
         measured("failed_requests", sum(one.code != 200 for one in run.answers), "requests"),
         measured("answered_without_model", _without_model(run.answers), "requests"),
         measured("p99_over_steady", p99_over_steady(run.answers, run.pairs), "times"),
-        measured("rollback_s", rollback_s(run.answers, rolled_back_s, taken_back), "s"),
+        measured("rollback_s", rolled_back, "s"),
+        measured("rollback_last_answer_s", last_answer, "s"),
         measured("promoted_spoiled", run.promoted.spoiled, "checkpoints", more=True),
         measured("served_spoiled", _served_spoiled(run), "answers"),
         measured("killed_in_swap", float(run.killed_in_swap), "replicas", more=True),
@@ -228,14 +233,37 @@ def p99_over_steady(
     return median(p99(swaps, until) / p99(quiet, swaps) for quiet, swaps, until in pairs)
 
 
-def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> float:
-    """Return how long after the pointer back the last answer of the version that it takes away was there."""
-    late = [
-        one.done_s
+def beside_loads(
+    answers: Sequence[Answer], reports: Sequence[SwapReported]
+) -> tuple[list[Answer], list[Answer]]:
+    """Return the answers that were under way while some replica loaded a model, and all others."""
+    loads = [
+        (report.swapped_time_ms / 1000 - report.load_s, report.swapped_time_ms / 1000)
+        for report in reports
+    ]
+    beside, alone = list[Answer](), list[Answer]()
+    for one in answers:
+        overlaps = any(began < one.done_s and one.sent_s < ended for began, ended in loads)
+        (beside if overlaps else alone).append(one)
+    return beside, alone
+
+
+def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[float, float]:
+    """Return when after the pointer back all requests are answered by another version than the one that it takes away.
+
+    First by when they were sent: from then on every replica answers with the version before. Then by when the last answer
+    of those sent earlier was there, which has waited as long as others do.
+    """
+    taken_back = [
+        one
         for one in answers
         if one.done_s > sent_s and is_answered(one) and content(one)["model_version"] == version
     ]
-    return max(late, default=sent_s) - sent_s
+    if not taken_back:
+        return 0.0, 0.0
+    last_s = max(one.sent_s for one in taken_back)
+    next_s = min((one.sent_s for one in answers if one.sent_s > last_s), default=last_s)
+    return max(0.0, next_s - sent_s), max(one.done_s for one in taken_back) - sent_s
 
 
 def is_possible(answer: Answer, promoted: Promoted) -> bool:

@@ -13,7 +13,7 @@ from models.semantic_id import format_semantic_id
 from models.trie import LiveTrie
 from serve.model_slots import ModelSlots
 from serve.views import CatalogueView, EventClock
-from streams.events import to_json
+from streams.events import SwapReported, to_json
 from streams.history import decode_history
 from tests.bench import swap
 from tests.bench.parts.bad_checkpoints import SPOILED
@@ -99,17 +99,35 @@ def test_p99_is_compared_pair_by_pair_and_the_median_pair_counts() -> None:
     assert swap.p99_over_steady(sent, windows) == pytest.approx(1.3)
 
 
-def test_rollback_ends_with_the_last_answer_of_the_version_that_is_taken_back() -> None:
+def test_answers_beside_a_load_are_those_that_overlap_it() -> None:
+    report = SwapReported(
+        replica="r",
+        model_name="lrm",
+        model_version=2,
+        previous_version=1,
+        outcome="succeeded",
+        reason="",
+        sha256="",
+        swapped_time_ms=10_000,
+        load_s=2.0,
+    )
+    sent = [answer(at, 0.5) for at in (7.0, 7.6, 8.5, 9.9, 10.1)]
+    beside, alone = swap.beside_loads(sent, [report])
+    assert [one.sent_s for one in beside] == [7.6, 8.5, 9.9]
+    assert [one.sent_s for one in alone] == [7.0, 10.1]
+
+
+def test_rollback_ends_when_no_request_sent_from_then_on_gets_the_version_taken_back() -> None:
     sent = [
         answer(9.0, version=7),
-        answer(10.2, 0.1, version=7),
+        answer(10.2, 0.9, version=7),
         answer(10.3, version=6),
         answer(10.4, 0.3, version=7),
-        answer(11.5, version=6),
+        answer(10.5, version=6),
         answer(12.0, code=500),
     ]
-    assert swap.rollback_s(sent, 10.0, 7) == pytest.approx(0.7)
-    assert swap.rollback_s(sent[-2:], 10.0, 7) == 0
+    assert swap.rollback_s(sent, 10.0, 7) == pytest.approx((0.5, 1.1))
+    assert swap.rollback_s(sent[-2:], 10.0, 7) == (0, 0)
 
 
 def test_answer_of_a_version_before_it_was_promoted_or_that_never_was_is_impossible(
