@@ -3,7 +3,7 @@
     base       10 M entries or so, with a hash table from video id to entry; never changed but for `dead_N`
     overlay    what came since, small; copied for every write
 
-Per entry: key 8 bytes, upload time 8, channel 4, language 2, dead 1, offset 4, hash slots 6, top table 1, and the id.
+Per entry: key 8 bytes, upload time 8, channel 4, language 2, dead 1, offset 4, hash slots 5, top table 1, and the id.
 Knows nothing of threads, filters and beams.
 
 Legend: N entries, sorted by key; S spans of `SPAN` entries; P buckets of keys; X bytes; H hash slots; E ids looked up.
@@ -146,7 +146,8 @@ def indexed(
     starts_P = np.empty((1 << bucket_bits) + 1, np.uint32)
     _summarize(upload_times_ms_N, languages_N, newest_ms_S, languages_S)
     _fill_starts(keys_N, shift, starts_P)
-    slots_H = np.full(max(2, count + count // 2), _EMPTY, np.uint32)
+    # One stays empty: a search ends there.
+    slots_H = np.full(count + count // 4 + 2, _EMPTY, np.uint32)
     _fill_slots(buffer_X, offsets_N, slots_H, _KEY)
     segment = Segment(
         keys_N,

@@ -185,11 +185,13 @@ def mask_ms(view: TrieView, *, seed: int, repeats: int = 3) -> list[float]:
 
 def _merge(trie: LiveTrie, before: int) -> tuple[float, int]:
     """Return how long a merge of one insert takes, and the greatest memory meanwhile."""
+    moved = trie.semantic_id_of(video_id(0))
+    assert moved is not None
+    trie.remove(video_id(0))
     Path("/proc/self/clear_refs").write_text("5")
-    trie.insert((0, 0, 0, 0), "merged with", NOW_MS)
+    trie.insert(moved, video_id(0), NOW_MS)
     merge_s = _timed(trie.settle, time.perf_counter)
     peak = _status("VmHWM") - before
-    trie.remove("merged with")
     _trim()
     return merge_s, peak
 
