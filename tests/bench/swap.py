@@ -249,10 +249,10 @@ def beside_loads(
 
 
 def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[float, float]:
-    """Return when after the pointer back all requests are answered by another version than the one that it takes away.
+    """Return how long after the pointer back the version that it takes away has had its last say.
 
-    First by when they were sent: from then on every replica answers with the version before. Then by when the last answer
-    of those sent earlier was there, which has waited as long as others do.
+    First by when requests were sent: those from then on are all answered by another version. Then by when the last
+    answer to an earlier one was there, which has waited as long as others do.
     """
     taken_back = [
         one
