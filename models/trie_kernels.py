@@ -278,17 +278,10 @@ def _offer(
 
 @njit(cache=True, nogil=True)
 def _list_codes(
-    keys_N: Array,
-    at: int,
-    end: int,
-    new_keys_N: Array,
-    new_at: int,
-    new_end: int,
-    shift: int,
-    mask: int,
-    listed_K3: Array,
+    keys_N: Array, new_keys_N: Array, range_4: Array, shift: int, mask: int, listed_K3: Array
 ) -> int:
     """Fill in each code of two ranges, and where its entries end in either; return how many codes there are."""
+    at, end, new_at, new_end = range_4
     count = 0
     while at < end or new_at < new_end:
         code = new_code = _NO_CODE
@@ -309,114 +302,115 @@ def _list_codes(
 
 
 @njit(cache=True, nogil=True)
-def best_children(
-    base: Segment,
-    overlay: Segment,
-    sieve: Sieve,
-    ranges_W4: Array,
-    prefixes_W: Array,
-    bits: int,
-    shift: int,
-    order_W: Array,
-    log_probs_W: Array,
-    log_probs_WK: Array,
-    repeated_WX: Array,
-    scores_C: Array,
-    prefix_C: Array,
-    row_C: Array,
-) -> int:
-    """Fill in the best allowed children of all rows, in no order; return how many there are.
+def _range_of(
+    base: Segment, overlay: Segment, range_4: Array, child: int, shift: int
+) -> tuple[Any, Any, Any, Any]:
+    """Return where a child's entries begin and end, within its parent's, in both segments."""
+    _, end, new_at, new_end = range_4
+    first_key, last_key = child << shift, child << shift | ((1 << shift) - 1)
+    first = last = end
+    if range_4[0] < end:
+        first, last = _first_at_least(base, first_key), _end_of(base, last_key)
+    new_first = _lower_bound(overlay.keys_N, first_key, new_at, new_end)
+    new_last = new_first
+    while new_last < new_end and overlay.keys_N[new_last] <= last_key:
+        new_last += 1
+    return first, last, new_first, new_last
 
-    Rows are gone through best first, so that few children have to be looked for. Where a row has more entries than
-    half the codes, its codes are gone through, else its entries. A score that is no number ranks last.
 
-    Everything that the loops touch is a local array, and the loop over entries is written out: each array that is
-    taken out of a tuple, or handed to a function, costs two atomic counts of its references.
+@njit(cache=True, nogil=True)
+def _best_of_row(
+    base: Segment, overlay: Segment, sieve: Sieve, range_4: Array, row: int, prefix: int, begun: float,
+    log_probs_K: Array, bits: int, shift: int, repeated_X: Array, listed_K3: Array,
+    scores_C: Array, prefix_C: Array, row_C: Array, count: int,
+) -> int:  # fmt: skip
+    """Put the allowed children of one row among the best; return how many these are then.
+
+    Everything that the inner loop touches is a local array, and the loop over entries is written out: each array that
+    is taken out of a tuple, or handed to a function, costs two atomic counts of its references.
     """
     keys_N, times_ms_N, dead_N = base.keys_N, base.upload_times_ms_N, base.dead_N
     channels_N, languages_N = base.channels_N, base.languages_N
-    newest_ms_S, languages_S, starts_P = base.newest_ms_S, base.languages_S, base.starts_P
-    new_keys_N, after_ms, by_language = overlay.keys_N, sieve.uploaded_after_ms, sieve.by_language
-    passes, languages = sieve.language_passes, sieve.languages
+    newest_ms_S, languages_S, after_ms = base.newest_ms_S, base.languages_S, sieve.uploaded_after_ms
+    by_language, languages, passes = sieve.by_language, sieve.languages, sieve.language_passes
     excluded_E, excluded_channels = sieve.excluded_keys_E, sieve.excluded_channels
-    aligned, bucket_bits = shift >= base.bucket_shift, shift - base.bucket_shift
-    count, num_codes, mask, size = 0, log_probs_WK.shape[1], (1 << bits) - 1, len(scores_C)
-    listed_K3 = np.empty((num_codes, 3), np.int64)
-    for row in order_W:
-        at, end, new_at, new_end = ranges_W4[row]
-        by_code = 2 * (end - at + new_end - new_at) > num_codes
-        num_listed = num_codes
+    first = last = range_4[0]
+    new_first = new_last = range_4[2]
+    num_listed = len(log_probs_K)
+    by_code = 2 * (range_4[1] - first + range_4[3] - new_first) > num_listed
+    if not by_code:
+        num_listed = _list_codes(
+            keys_N, overlay.keys_N, range_4, shift, (1 << bits) - 1, listed_K3
+        )  # fmt: skip
+    for place in range(num_listed):
+        code = place
         if not by_code:
-            num_listed = _list_codes(
-                keys_N, at, end, new_keys_N, new_at, new_end, shift, mask, listed_K3
-            )
-        first, new_first = at, new_at
-        last, new_last = at, new_at
-        for place in range(num_listed):
-            code = place
-            if not by_code:
-                first, new_first = last, new_last
-                code, last, new_last = listed_K3[place]
-            score = log_probs_W[row] + log_probs_WK[row, code]
-            if score != score:  # not a number
-                score = -np.inf
-            prefix = prefixes_W[row] << bits | code
-            if count == size and (
-                score < scores_C[0]
-                or not _is_worse(scores_C[0], prefix_C[0], row_C[0], score, prefix, row)
-            ):
-                continue
-            if by_code:
-                key_after = (prefix + 1) << shift  # no such key in 63 bits: it wraps
-                if aligned:
-                    first = np.int64(starts_P[prefix << bucket_bits])
-                    last = np.int64(starts_P[(prefix + 1) << bucket_bits])
-                else:
-                    first = _lower_bound(keys_N, prefix << shift, at, end)
-                    last = end if key_after < 0 else _lower_bound(keys_N, key_after, first, end)
-                new_first = _lower_bound(new_keys_N, prefix << shift, new_at, new_end)
-                new_last = new_end
-                if key_after >= 0:
-                    new_last = _lower_bound(new_keys_N, key_after, new_first, new_end)
-            passed, entry, checked = False, first, -1
-            while entry < last:
-                span = entry // _SPAN
-                if span != checked:
-                    checked = span
-                    if newest_ms_S[span] < after_ms or (
-                        by_language and languages_S[span] & languages == _ZERO
-                    ):
-                        entry = (span + 1) * _SPAN
-                        continue
-                if (
-                    dead_N[entry] == 0
-                    and times_ms_N[entry] >= after_ms
-                    and (not by_language or passes[languages_N[entry]] != 0)
-                    and not (
-                        len(excluded_channels) > 0
-                        and _contains(excluded_channels, channels_N[entry])
-                    )
-                    and not (len(excluded_E) > 0 and _contains(excluded_E, keys_N[entry]))
-                    and not _is_in(repeated_WX, row, keys_N[entry])
-                ):
-                    passed = True
-                    break
-                entry += 1
-            if not passed and new_first < new_last:
-                passed = (
-                    _first_passing(overlay, new_first, new_last, sieve, repeated_WX[row]) < new_last
-                )
-            if passed:
-                count = _offer(scores_C, prefix_C, row_C, count, score, prefix, row)
+            first, new_first = last, new_last
+            code, last, new_last = listed_K3[place]
+        score = begun + log_probs_K[code]
+        if score != score:  # not a number
+            score = -np.inf
+        child = prefix << bits | code
+        if count == len(scores_C) and not _is_worse(
+            scores_C[0], prefix_C[0], row_C[0], score, child, row
+        ):  # fmt: skip
+            continue
+        if by_code:
+            first, last, new_first, new_last = _range_of(base, overlay, range_4, child, shift)
+        at, span, passed = first, -1, False
+        while at < last and not passed:
+            if at // _SPAN != span:
+                span = at // _SPAN
+                if newest_ms_S[span] < after_ms or (
+                    by_language and languages_S[span] & languages == _ZERO
+                ):  # fmt: skip
+                    at = (span + 1) * _SPAN
+                    continue
+            passed = dead_N[at] == 0 and times_ms_N[at] >= after_ms
+            if passed and by_language:
+                passed = passes[languages_N[at]] != 0
+            if passed and len(excluded_channels) > 0:
+                passed = not _contains(excluded_channels, channels_N[at])
+            if passed and len(excluded_E) > 0:
+                passed = not _contains(excluded_E, keys_N[at])
+            if passed and len(repeated_X) > 0:
+                passed = not _is_in(repeated_X, keys_N[at])
+            at += 1
+        if not passed and new_first < new_last:
+            passed = _first_passing(overlay, new_first, new_last, sieve, repeated_X) < new_last
+        if passed:
+            count = _offer(scores_C, prefix_C, row_C, count, score, child, row)
     return count
 
 
 @njit(cache=True, nogil=True)
-def _is_in(repeated_WX: Array, row: int, key: int) -> bool:
+def _is_in(values: Array, wanted: int) -> bool:
     found = False
-    for column in range(repeated_WX.shape[1]):
-        found |= repeated_WX[row, column] == key
+    for each in values:
+        found |= each == wanted
     return found
+
+
+@njit(cache=True, nogil=True)
+def best_children(
+    base: Segment, overlay: Segment, sieve: Sieve, ranges_W4: Array, prefixes_W: Array,
+    bits: int, shift: int, order_W: Array, log_probs_W: Array, log_probs_WK: Array,
+    repeated_WX: Array, scores_C: Array, prefix_C: Array, row_C: Array,
+) -> int:  # fmt: skip
+    """Fill in the best allowed children of all rows, in no order; return how many there are.
+
+    Rows are gone through best first, so that few children have to be looked for. Where a row has more entries than
+    half the codes, its codes are gone through, else its entries. A score that is no number ranks last.
+    """
+    count = 0
+    listed_K3 = np.empty((log_probs_WK.shape[1], 3), np.int64)
+    for row in order_W:
+        count = _best_of_row(
+            base, overlay, sieve, ranges_W4[row], row, prefixes_W[row], log_probs_W[row],
+            log_probs_WK[row], bits, shift, repeated_WX[row], listed_K3,
+            scores_C, prefix_C, row_C, count,
+        )  # fmt: skip
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 from infra.errors import VersionMismatchError
 from models.live_retriever import LiveRetriever, Ranking, live_retriever
 from models.lrm import Lrm, load_lrm
-from models.offline_table import OfflineTable
+from models.offline_table import OfflineTable, load_table
 from models.retriever import load_retriever
 from models.semantic_id import SemanticIdSpace
 from serve.live_items import KnownItems, LiveItems, has_content
@@ -79,12 +77,6 @@ class RetrieverBundle:
         return self.retriever.ranking(history)
 
 
-class LoadTable(Protocol):
-    """Loads a table out of a folder; raises VersionMismatchError for one that is not what it claims to be."""
-
-    def __call__(self, directory: Path, *, sha256: str, codebook_version: int) -> OfflineTable: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class TableBundle:
     """An offline table; immutable."""
@@ -140,9 +132,7 @@ def retriever_loader(
     return load
 
 
-def table_loader(
-    files: CheckpointFiles, load_table: LoadTable
-) -> Callable[[CheckpointPromoted], TableBundle]:
+def table_loader(files: CheckpointFiles) -> Callable[[CheckpointPromoted], TableBundle]:
     """Return what loads an offline table."""
 
     def load(promoted: CheckpointPromoted) -> TableBundle:

@@ -22,7 +22,6 @@ from infra.storage import ObjectStore
 from serve.adapters import Adapters, is_adapter
 from serve.live_items import LiveItems
 from serve.model_bundles import (
-    LoadTable,
     ModelBundle,
     RetrieverBundle,
     TableBundle,
@@ -36,13 +35,12 @@ from serve.schemas import ModelState
 from serve.views import CatalogueView
 from streams.events import (
     LRM_MODEL_NAME,
+    TABLE_MODEL_NAME,
     TWO_TOWER_CLUSTER,
     TWO_TOWER_HASH,
     CheckpointPromoted,
     SwapReported,
 )
-
-TABLE = "table"
 
 
 class ModelSlots:
@@ -56,7 +54,6 @@ class ModelSlots:
         replica: str,
         cache: Path,
         beam_width: int,
-        load_table: LoadTable | None = None,
     ) -> None:
         """Start without a model.
 
@@ -66,7 +63,6 @@ class ModelSlots:
             replica: who reports the swaps.
             cache: folder for copies out of a remote store.
             beam_width: as requests search with.
-            load_table: loads offline tables; without it there are none.
         """
         space = catalogue.trie.view.space
         files = CheckpointFiles(store, cache, codebook_version=space.codebook_version)
@@ -80,9 +76,7 @@ class ModelSlots:
             name: Slot(retriever_loader(files, items), self._log)
             for name, items in self._items.items()
         }
-        self._tables: Slot[TableBundle] | None = None
-        if load_table is not None:
-            self._tables = Slot(table_loader(files, load_table), self._log)
+        self._tables = Slot(table_loader(files), self._log)
         self._held: list[CheckpointPromoted] = []
 
     @property
@@ -102,7 +96,7 @@ class ModelSlots:
     @property
     def table(self) -> TableBundle | None:
         """The offline table; take it once per request."""
-        return self._tables.current if self._tables is not None else None
+        return self._tables.current
 
     def states(self) -> dict[str, ModelState]:
         """Return which versions there are of each model that has been here, by model_name."""
@@ -152,8 +146,7 @@ class ModelSlots:
         return reports
 
     def _slots(self) -> dict[str, Slot[Any]]:
-        slots: dict[str, Slot[Any]] = {LRM_MODEL_NAME: self._lrm, **self._two_towers}
-        return slots if self._tables is None else slots | {TABLE: self._tables}
+        return {LRM_MODEL_NAME: self._lrm, **self._two_towers, TABLE_MODEL_NAME: self._tables}
 
     def _follow_lrm(self, pointers: Sequence[CheckpointPromoted]) -> list[SwapReported]:
         reports = self._lrm.follow(self._due(pointers))

@@ -24,7 +24,6 @@ from infra.errors import FreshetError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
-from models.offline_table import load_table
 from models.semantic_id import format_semantic_id
 from serve.asking import Asking
 from serve.candidates import CandidateRanker
@@ -107,7 +106,6 @@ class Replica:
             replica=name,
             cache=settings.var_dir / "cache",
             beam_width=settings.serve.beam_width,
-            load_table=load_table,
         )
         self._search = SearchQueue(
             beam_width=settings.serve.beam_width,

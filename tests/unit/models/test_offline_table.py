@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return save_table(table, tmp_path / "000001")
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_table_that_is_saved_is_loaded_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
 
 import pytest
 import torch
 
-from infra.errors import VersionMismatchError
 from infra.storage import ObjectStore, sha256_of
+from models.offline_table import DATA
 from models.retriever import SIDECAR, WEIGHTS, build_retriever
 from models.two_tower import ItemContents, TwoTowerConfig
-from serve.model_slots import TABLE, ModelSlots
+from serve.model_slots import ModelSlots
 from serve.views import CatalogueView, EventClock
-from streams.events import TWO_TOWER_CLUSTER, TWO_TOWER_HASH, CheckpointPromoted
+from streams.events import TABLE_MODEL_NAME, TWO_TOWER_CLUSTER, TWO_TOWER_HASH, CheckpointPromoted
+from tests.table_factories import save_table, some_table
 from tests.tiny_serving import (
     NOON_MS,
     SPACE,
@@ -35,32 +36,15 @@ NAMES = (TWO_TOWER_CLUSTER, TWO_TOWER_HASH)
 Damage = Callable[[Path], CheckpointPromoted]
 
 
-class TextTable:
-    """A table that is a text: a context video and what to watch after it."""
-
-    def __init__(self, text: str) -> None:
-        self._context, self._related = text.split()
-
-    def lookup(self, video_id: str) -> Sequence[tuple[str, float]] | None:
-        return [(self._related, -1.0)] if video_id == self._context else None
-
-
-def load_text_table(directory: Path, *, sha256: str, codebook_version: int) -> TextTable:
-    if sha256_of(directory / "table.txt") != sha256 or codebook_version != 1:
-        raise VersionMismatchError("the table is another")
-    return TextTable((directory / "table.txt").read_text())
-
-
-def save_table(root: Path, version: int, text: str) -> CheckpointPromoted:
+def announced_table(root: Path, version: int, context: str, related: str) -> CheckpointPromoted:
     path = f"tables/{version:06d}"
-    (root / path).mkdir(parents=True)
-    (root / path / "table.txt").write_text(text)
+    save_table(some_table({context: [related]}), root / path)
     return CheckpointPromoted(
-        model_name=TABLE,
+        model_name=TABLE_MODEL_NAME,
         model_version=version,
         codebook_version=1,
         path=path,
-        sha256=sha256_of(root / path / "table.txt"),
+        sha256=sha256_of(root / path / DATA),
         metrics={},
         promoted_time_ms=NOON_MS,
     )
@@ -86,7 +70,6 @@ def slots_of(catalogue: CatalogueView, root: Path) -> ModelSlots:
         replica="r",
         cache=root / "cache",
         beam_width=10,
-        load_table=load_text_table,
     )
     for items in slots._items.values():
         items._worked_s = lambda: 0.0  # the next refresh may be at once
@@ -100,7 +83,7 @@ def ranked(slots: ModelSlots, name: str, *history: str) -> list[str]:
 
 
 def version_of(slots: ModelSlots, name: str) -> int:
-    bundle = slots.table if name == TABLE else slots.two_tower(name)
+    bundle = slots.table if name == TABLE_MODEL_NAME else slots.two_tower(name)
     return bundle.model_version if bundle else 0
 
 
@@ -281,18 +264,18 @@ def test_rolled_back_two_tower_needs_no_file_and_ranks_what_has_come_since(
 def test_table_is_swapped_rejected_and_rolled_back_like_a_model(
     slots: ModelSlots, tmp_path: Path
 ) -> None:
-    first, second = (save_table(tmp_path, number, f"v-1 v-{number}") for number in (1, 2))
+    first, second = (announced_table(tmp_path, number, "v-1", f"v-{number}") for number in (1, 2))
     assert slots.table is None
     slots.follow([first])
     slots.follow([second])
     assert slots.table is not None
-    assert slots.table.table.lookup("v-1") == [("v-2", -1.0)]
+    assert slots.table.table.lookup("v-1") == (("v-2", -0.5),)
     bad = second.model_copy(update={"model_version": 3, "sha256": "0"})
     assert [one.outcome for one in slots.follow([bad])] == ["rejected"]
     rmtree(tmp_path / "tables")
     slots.follow([first])
-    assert version_of(slots, TABLE) == 1
-    assert slots.table.table.lookup("v-1") == [("v-1", -1.0)]
+    assert version_of(slots, TABLE_MODEL_NAME) == 1
+    assert slots.table.table.lookup("v-1") == (("v-1", -0.5),)
 
 
 def test_each_model_follows_its_own_pointers_and_unknown_ones_are_passed_over(
@@ -300,15 +283,15 @@ def test_each_model_follows_its_own_pointers_and_unknown_ones_are_passed_over(
 ) -> None:
     reports = slots.follow(
         [
-            save_table(tmp_path, 7, "v-1 v-2"),
+            announced_table(tmp_path, 7, "v-1", "v-2"),
             save_two_tower(tmp_path, TWO_TOWER_HASH, 5),
             save_checkpoint(tmp_path, 1).model_copy(update={"model_name": "another"}),
             save_two_tower(tmp_path, TWO_TOWER_CLUSTER, 4),
             save_checkpoint(tmp_path, 2),
         ]
     )
-    assert [one.model_name for one in reports] == ["lrm", *NAMES, TABLE]
-    assert [version_of(slots, name) for name in (*NAMES, TABLE)] == [4, 5, 7]
+    assert [one.model_name for one in reports] == ["lrm", *NAMES, TABLE_MODEL_NAME]
+    assert [version_of(slots, name) for name in (*NAMES, TABLE_MODEL_NAME)] == [4, 5, 7]
     assert slots.lrm is not None
     assert slots.lrm.model_version == 2
     assert slots.previous_lrm is None

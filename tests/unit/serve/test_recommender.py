@@ -12,7 +12,7 @@ import pytest
 from infra.errors import Overloaded
 from infra.settings import Settings, load_settings, with_values
 from infra.storage import ObjectStore, sha256_of
-from models.offline_table import DATA, load_table
+from models.offline_table import DATA
 from models.recommend import recommend
 from serve.model_slots import ModelSlots
 from serve.neighbours import Neighbours
@@ -97,7 +97,6 @@ def cold(store_root: Path, tmp_path: Path) -> Iterator[Endpoint]:
         replica="r",
         cache=store_root,
         beam_width=10,
-        load_table=load_table,
     )
     search = SearchQueue(beam_width=10)
     settings = with_values(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.settings import TableRoute
@@ -117,6 +117,7 @@ FILTERS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(FILTERS)
 def test_filters_let_through_what_the_trie_of_a_search_would(filters: Filters) -> None:
     trie = LiveTrie(SPACE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.offline_table import OfflineTable, build_table
@@ -32,6 +32,7 @@ def counts(video_id: str, hour: int, views: int = 1) -> VideoCounts:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abcde"), WINDOWS, st.integers(0, 3)), max_size=40),
     st.integers(1, 6),
