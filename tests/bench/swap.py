@@ -64,7 +64,7 @@ class Run:
 
     Attributes:
         pairs: of windows, as (quiet from, swaps from, until), on the wall clock.
-        rolled_back: when the broker had the pointer back, and which version that takes away.
+        rolled_back: when the pointer back was sent, and which version that takes away.
     """
 
     promoted: Promoted
@@ -261,6 +261,10 @@ def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[
     ]
     if not taken_back:
         return 0.0, 0.0
+    if is_by_model(answers[-1]) and content(answers[-1])["model_version"] == version:
+        raise FreshetError(
+            f"version {version} still answers {ROLLED_BACK_S} s after it was taken back"
+        )
     last_s = max(one.sent_s for one in taken_back)
     next_s = min((one.sent_s for one in answers if one.sent_s > last_s), default=last_s)
     return max(0.0, next_s - sent_s), max(one.done_s for one in taken_back) - sent_s
