@@ -169,7 +169,7 @@ class Stage:
     checkpoints: Checkpoints
 
     def promote(self, promoted: CheckpointPromoted) -> float:
-        """Announce a checkpoint, wait until the broker has it, and return when it was sent, in seconds on the wall clock."""
+        """Announce a checkpoint, wait until the broker has it, and return when it was sent (wall clock)."""
         sent_s = time.time()
         now = promoted.model_copy(update={"promoted_time_ms": round(1000 * sent_s)})
         send(self.client, self.settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, now)
