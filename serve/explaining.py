@@ -9,7 +9,6 @@ import threading
 from dataclasses import asdict
 
 from models.explanations import explain
-
 from serve.asking import Asking
 from serve.co_watches import CoWatches
 from serve.model_slots import ModelSlots

@@ -64,7 +64,7 @@ class Run:
 
     Attributes:
         pairs: of windows, as (quiet from, swaps from, until), on the wall clock.
-        rolled_back: when the broker had the pointer back, and which version that takes away.
+        rolled_back: when the pointer back was sent, and which version that takes away.
     """
 
     promoted: Promoted
@@ -249,10 +249,10 @@ def beside_loads(
 
 
 def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[float, float]:
-    """Return when after the pointer back all requests are answered by another version than the one that it takes away.
+    """Return how long after the pointer back the version that it takes away has had its last say.
 
-    First by when they were sent: from then on every replica answers with the version before. Then by when the last answer
-    of those sent earlier was there, which has waited as long as others do.
+    First by when requests were sent: those from then on are all answered by another version. Then by when the last
+    answer to an earlier one was there, which has waited as long as others do.
     """
     taken_back = [
         one
@@ -261,6 +261,10 @@ def rollback_s(answers: Sequence[Answer], sent_s: float, version: int) -> tuple[
     ]
     if not taken_back:
         return 0.0, 0.0
+    if is_by_model(answers[-1]) and content(answers[-1])["model_version"] == version:
+        raise FreshetError(
+            f"version {version} still answers {ROLLED_BACK_S} s after it was taken back"
+        )
     last_s = max(one.sent_s for one in taken_back)
     next_s = min((one.sent_s for one in answers if one.sent_s > last_s), default=last_s)
     return max(0.0, next_s - sent_s), max(one.done_s for one in taken_back) - sent_s

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.errors import FreshetError
 from infra.storage import ObjectStore
 from models.lrm import TINY, WEIGHTS, load_lrm
 from models.prompts import Ask
@@ -128,6 +129,8 @@ def test_rollback_ends_when_no_request_sent_from_then_on_gets_the_version_taken_
     ]
     assert swap.rollback_s(sent, 10.0, 7) == pytest.approx((0.5, 1.1))
     assert swap.rollback_s(sent[-2:], 10.0, 7) == (0, 0)
+    with pytest.raises(FreshetError, match="still answers"):
+        swap.rollback_s(sent[:2], 10.0, 7)
 
 
 def test_answer_of_a_version_before_it_was_promoted_or_that_never_was_is_impossible(

@@ -169,11 +169,12 @@ class Stage:
     checkpoints: Checkpoints
 
     def promote(self, promoted: CheckpointPromoted) -> float:
-        """Announce a checkpoint and return when the broker had acknowledged it, in seconds on the wall clock."""
-        now = promoted.model_copy(update={"promoted_time_ms": now_ms()})
+        """Announce a checkpoint, wait until the broker has it, and return when it was sent (wall clock)."""
+        sent_s = time.time()
+        now = promoted.model_copy(update={"promoted_time_ms": round(1000 * sent_s)})
         send(self.client, self.settings.kafka, CHECKPOINTS, LRM_MODEL_NAME, now)
         flush(self.client)
-        return time.time()
+        return sent_s
 
     @property
     def ingress(self) -> psutil.Process:
