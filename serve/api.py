@@ -30,24 +30,30 @@ from serve.schemas import (
     RankResponse,
     RecommendationRequest,
     RecommendationResponse,
+    Refused,
     RelatedResponse,
     ReplicaStatus,
     VideoState,
+    WrongRequest,
 )
 
 T = TypeVar("T")
 VideoId = Annotated[str, Path(min_length=1, max_length=256)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"description": f"The body is longer than {MAX_BODY_BYTES} bytes."},
-    429: {
-        "description": "Too many requests wait; Retry-After says in how many seconds to come back."
-    },
+    401: {"model": Refused, "description": "X-API-Key is missing or wrong."},
+    413: {"model": Refused, "description": f"The body is longer than {MAX_BODY_BYTES} bytes."},
+    422: {"model": WrongRequest, "description": "Something in the request is not as it should be."},
+    429: {"model": Refused, "description": "Too many wait; Retry-After says when to come back."},
     503: {
-        "description": "No replica answers now; Retry-After says in how many seconds to come back."
+        "model": Refused,
+        "description": "No replica answers; Retry-After says when to come back.",
     },
 }
 NOT_LIVE: dict[int | str, dict[str, Any]] = {
-    404: {"description": "No such video is live: never uploaded, not assigned yet, or removed."}
+    404: {
+        "model": Refused,
+        "description": "No such video is live: never uploaded, not assigned yet, or removed.",
+    }
 }
 
 

@@ -184,6 +184,25 @@ class ExplanationResponse(_Answered):
     model_version: int
 
 
+class Refused(_Answered):
+    """Why a request is not answered."""
+
+    detail: str
+
+
+class WrongField(_Answered):
+    """A field that is not as it should be; what was sent is not repeated."""
+
+    field: str = Field(description="such as history.0.video_id; empty: the whole body")
+    message: str
+
+
+class WrongRequest(_Answered):
+    """Everything that is wrong with a request."""
+
+    detail: tuple[WrongField, ...]
+
+
 class VideoState(_Answered):
     """How far a video has come, and when; times in UTC epoch milliseconds, null where it has not, or nobody knows."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 
+from infra.log import configure
 from infra.ray_cluster import ensure_ray
 from infra.settings import load_settings
 from infra.storage import ObjectStore
@@ -30,6 +31,7 @@ def main(name: str) -> None:
 
     ObjectStore.put_bytes = put_or_stop  # type: ignore[assignment, method-assign]
     settings = load_settings()
+    configure("table", level=settings.log.level, format=settings.log.format)  # to stderr
     with ensure_ray(settings):
         build(settings)
 

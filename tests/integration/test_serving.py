@@ -349,6 +349,7 @@ def test_no_request_that_the_openapi_document_allows_or_forbids_is_a_server_erro
             "--seed=0",
             "--suppress-health-check=all",
         ],
+        cwd=serving.folder,  # it keeps what it finds
         capture_output=True,
         text=True,
         timeout=START_S,
