@@ -40,6 +40,7 @@ from serve.schemas import (
 T = TypeVar("T")
 VideoId = Annotated[str, Path(min_length=1, max_length=256)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refused, "description": "The body is no text that could be JSON."},
     401: {"model": Refused, "description": "X-API-Key is missing or wrong."},
     413: {"model": Refused, "description": f"The body is longer than {MAX_BODY_BYTES} bytes."},
     422: {"model": WrongRequest, "description": "Something in the request is not as it should be."},
