@@ -93,6 +93,10 @@ def explain(
         co_watched: videos after which this one was watched, and how often at least; most often first.
         neighbours: videos near this one in content, nearest first.
     """
+    co_watched = list(co_watched)
+    # Videos may be removed at any moment: what is live now is looked up once.
+    ids = {watch.video_id for watch in watches} | {each for each, _ in co_watched}
+    videos = {each: found for each in ids if (found := videos.get(each)) is not None}
     if lrm is not None and lrm.writes_english:
         interest = write_interest(lrm, video)
         if interest is not None:

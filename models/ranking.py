@@ -40,6 +40,7 @@ from models.recommend import Request
 QUESTION: Final = " rated:"
 LIKED: Final = ("-", "+")
 NINTHS: Final = 9
+AT_ONCE: Final = 32
 HISTORY: Final = 16
 """Watches before a candidate: each candidate has a text of its own, so a long history is paid for each time."""
 _ANSWER: Final = re.compile(r"\s*([+-])([0-9])")
@@ -106,7 +107,7 @@ def rank(
 ) -> list[list[Rating]]:
     """Return the expected share watched and the probability of a like of each request's candidates, in their order.
 
-    The prompt of a request is run once, for all of its candidates.
+    The prompt of a request is run once for every `AT_ONCE` of its candidates, each of which needs a copy of its cache.
 
     Args:
         lrm: with its ranking adapter.
@@ -115,7 +116,13 @@ def rank(
         videos: all live ones.
     """
     return [
-        _rated(lrm, request, [videos[video_id] for video_id in some], videos) if some else []
+        [
+            rating
+            for start in range(0, len(some), AT_ONCE)
+            for rating in _rated(
+                lrm, request, [videos[one] for one in some[start : start + AT_ONCE]], videos
+            )
+        ]
         for request, some in zip(requests, candidates, strict=True)
     ]
 

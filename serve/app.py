@@ -186,10 +186,16 @@ def run(settings: Settings) -> None:
     current_manifest(ObjectStore(settings.storage.root))
     host, port = settings.serve.host, settings.serve.port or _free_port(settings.serve.host)
     discovery = settings.var_dir / DISCOVERY_FILE
-    stopping = threading.Event()
+    stopping, accepting = threading.Event(), threading.Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+        if not accepting.is_set():  # the start may take minutes, and looks at no event
+            raise SystemExit(0)
+
     with ensure_ray(settings):
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopping.set())
+            signal.signal(number, stop)
         try:
             ray_serve.start(proxy_location="Disabled", logging_config=QUIET)
             replicas = ray_serve.run(
@@ -199,6 +205,7 @@ def run(settings: Settings) -> None:
             with listening(CancelOnDisconnect(api), host, port):
                 url = f"http://{_as_reached(host)}:{port}"
                 write_atomically(discovery, json.dumps({"url": url, "pid": os.getpid()}).encode())
+                accepting.set()
                 log.info("requests_accepted", url=url)
                 stopping.wait()
         finally:

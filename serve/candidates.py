@@ -5,8 +5,8 @@ Knows nothing of Ray and HTTP.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from models.prompts import Ask
@@ -18,6 +18,7 @@ from serve.model_bundles import ModelBundle
 from serve.model_slots import ModelSlots
 from serve.recommender import Search
 from serve.schemas import RankedItem, RankRequest, RankResponse
+from serve.turns import Turns
 from serve.views import CatalogueView, HistoryView
 from streams.events import SemanticIdAssigned
 
@@ -35,24 +36,19 @@ class CandidateRanker:
         search: Search,
         asking: Asking,
         *,
-        at_once: int,
+        turns: Turns,
     ) -> None:
         self._catalogue, self._histories, self._models = catalogue, histories, models
-        self._search, self._asking = search, asking
-        self._ranking = threading.Semaphore(at_once)
+        self._search, self._asking, self._turns = search, asking, turns
 
     def rank(self, asked: RankRequest) -> RankResponse:
         """Return all candidates, best first; equals, and those without a score, as they came.
 
         Raises:
-            Overloaded: too many searches wait already.
+            Overloaded: too many wait already.
         """
         bundle = self._models.lrm
-        live = {
-            video_id: video
-            for video_id in asked.candidates
-            if (video := self._catalogue.catalogue.get(video_id)) is not None
-        }
+        live = self._live(asked.candidates)
         items = [
             RankedItem(video_id=video_id, live=video_id in live, score=None)
             for video_id in self._as_they_came(asked, by_popularity=bundle is None)
@@ -62,6 +58,13 @@ class CandidateRanker:
             scored_by = "ranking_adapter" if bundle.ranking else "lrm"
             scored = self._scored(bundle, asked, live) if live else {}
             items = [scored.get(item.video_id, item) for item in items]
+        still_live = self._live(live)  # some may have been removed while others were scored
+        items = [
+            item
+            if item.video_id in still_live
+            else RankedItem(video_id=item.video_id, live=False, score=None)
+            for item in items
+        ]
         items.sort(key=lambda item: (not item.live, item.score is None, -(item.score or 0)))
         return RankResponse(
             model_version=bundle.model_version if bundle else 0,
@@ -69,6 +72,15 @@ class CandidateRanker:
             scored_by=scored_by,
             items=tuple(items),
         )
+
+    def _live(self, video_ids: Iterable[str]) -> dict[str, SemanticIdAssigned]:
+        """Return those of some videos that are live now, each under the semantic ID that the trie has for it."""
+        return {
+            video_id: video
+            for video_id in video_ids
+            if (video := self._catalogue.catalogue.get(video_id)) is not None
+            and self._catalogue.trie.semantic_id_of(video_id) == video.semantic_id
+        }
 
     def _as_they_came(self, asked: RankRequest, *, by_popularity: bool) -> list[str]:
         ids = list(dict.fromkeys(asked.candidates))
@@ -83,10 +95,9 @@ class CandidateRanker:
         viewer = self._asking.viewer(asked)
         request = Request(viewer.features, viewer.watches, Ask(asked.surface))
         if bundle.ranking is not None:
-            with self._ranking:
-                (ratings,) = rank(
-                    bundle.ranking, [request], [list(live)], self._catalogue.catalogue.videos
-                )
+            with self._turns.taken():
+                known = ChainMap(dict(live), self._catalogue.catalogue.videos)
+                (ratings,) = rank(bundle.ranking, [request], [list(live)], known)
             return {
                 video_id: RankedItem(
                     video_id=video_id,

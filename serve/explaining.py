@@ -5,7 +5,6 @@ Knows nothing of Ray and HTTP.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict
 
 from models.explanations import explain
@@ -14,13 +13,14 @@ from serve.co_watches import CoWatches
 from serve.model_slots import ModelSlots
 from serve.neighbours import Neighbours
 from serve.schemas import ExplanationRequest, ExplanationResponse
+from serve.turns import Turns
 from serve.views import CatalogueView
 
 NEIGHBOURS = 20
 
 
 class Explainer:
-    """Explains one video at a time for each of `at_once` callers; others wait their turn."""
+    """Explains videos; callers take turns."""
 
     def __init__(
         self,
@@ -30,14 +30,18 @@ class Explainer:
         co_watches: CoWatches,
         neighbours: Neighbours,
         *,
-        at_once: int,
+        turns: Turns,
     ) -> None:
         self._catalogue, self._models, self._asking = catalogue, models, asking
         self._co_watches, self._neighbours = co_watches, neighbours
-        self._explaining = threading.Semaphore(at_once)
+        self._turns = turns
 
     def explain(self, asked: ExplanationRequest) -> ExplanationResponse | None:
-        """Return a sentence and what it rests on; None for a video that is not live."""
+        """Return a sentence and what it rests on; None for a video that is not live.
+
+        Raises:
+            Overloaded: too many wait already.
+        """
         video, bundle = self._catalogue.catalogue.get(asked.video_id), self._models.lrm
         if video is None:
             return None
@@ -45,7 +49,9 @@ class Explainer:
         near = self._neighbours.of(
             asked.video_id, NEIGHBOURS, codebook_version=video.codebook_version
         )
-        with self._explaining:
+        with self._turns.taken():
+            if self._catalogue.catalogue.get(asked.video_id) is None:
+                return None  # removed meanwhile
             found = explain(
                 bundle.lrm if bundle else None,
                 video,
@@ -60,5 +66,5 @@ class Explainer:
             text=found.text,
             source=found.source,
             evidence=asdict(found.evidence),
-            model_version=bundle.model_version if bundle else 0,
+            model_version=bundle.model_version if bundle and found.source == "model" else 0,
         )

@@ -85,9 +85,13 @@ class Follower:
         """Whether the view is still kept up to date."""
         return self._thread.is_alive()
 
+    def stop(self) -> None:
+        """Have the thread end after what it has in hand."""
+        self._stopping.set()
+
     def close(self, timeout_s: float = 5) -> None:
         """Stop following; a thread that waits for the broker ends with the process."""
-        self._stopping.set()
+        self.stop()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -68,7 +68,7 @@ class Answering:
     """One request on its way to an answer.
 
     Attributes:
-        view: the live videos, taken once; a video that is removed meanwhile is left out at the end.
+        view: the live videos, which follows what is removed; the catalogue is asked once more at the end.
     """
 
     asked: RecommendationRequest
@@ -86,7 +86,7 @@ class Answering:
 
 
 class Recommender:
-    """Answers from one model and one snapshot of the live videos, each taken once."""
+    """Answers from one model, taken once, and what is live."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class Recommender:
         if self._catalogue.catalogue.get(video_id) is None:
             return None
         asked = RecommendationRequest(surface="watch_next", context_video_id=video_id, k=k)
-        answering = self._begin(asked)
-        answering.arm, answering.lane = TABLE_ARM, None
+        request, view = self._asking.request(asked), self._catalogue.trie.view
+        answering = Answering(asked, TABLE_ARM, request, None, view)
         response = self._answer(answering, self._from_table(answering))
         return RelatedResponse(
             video_id=video_id,
@@ -151,9 +151,11 @@ class Recommender:
 
     def _items(self, answering: Answering) -> list[RecommendedItem]:
         """Return what the arm says, or the table in its place."""
-        bundle, policy = self._models.table, self._settings.table.route
-        if bundle and routes_to_table(answering.asked, bundle.table, policy):
-            return self._from_table(answering)
+        if self._is_for_the_table(answering):
+            items = self._from_table(answering)
+            if len(items) == answering.asked.k:
+                return items
+            answering.model_version = 0  # filters left too little of the row
         if answering.arm not in (LRM, LRM_FRESH):
             return self._shown_of(self._from_two_tower(answering))
         try:
@@ -162,6 +164,13 @@ class Recommender:
             metrics.DEGRADED.inc()
             answering.overloaded = True
             return self._from_table(answering)
+
+    def _is_for_the_table(self, answering: Answering) -> bool:
+        """Return whether the policy has the table answer; never in place of an arm that is not the plain LRM."""
+        bundle, policy = self._models.table, self._settings.table.route
+        if bundle is None or answering.arm != LRM or answering.lane is not None:
+            return False
+        return routes_to_table(answering.asked, bundle.table, policy)
 
     def _from_lrm(self, answering: Answering) -> list[Pick]:
         bundle = self._models.lrm
@@ -176,7 +185,8 @@ class Recommender:
             self._catalogue.catalogue.videos,
             top_k=k,
         )
-        answering.model_version = bundle.model_version
+        if found[0]:
+            answering.model_version = bundle.model_version
         main = [Pick(one.video_id, one.log_prob, "lrm") for one in found[0]]
         if lane is None:
             return main

@@ -51,6 +51,7 @@ from serve.schemas import (
 from serve.search_queue import SearchQueue
 from serve.servable import ServableReports
 from serve.trace_view import TraceView
+from serve.turns import Turns
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.catalogue import CatalogueChange
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ImpressionsShown, ShardSealed
@@ -118,7 +119,7 @@ class Replica:
 
     def _build_answers(self) -> None:
         settings = self._settings
-        neighbours = Neighbours(settings)
+        neighbours = self._neighbours = Neighbours(settings)
         asking = Asking(self._histories, self._clock, settings.serve)
         self._recommender = Recommender(
             self._catalogue,
@@ -136,7 +137,9 @@ class Replica:
             self._models,
             self._search,
             asking,
-            at_once=settings.serve.threads,
+            turns=Turns(
+                "rankings", at_once=settings.serve.threads, waiting_max=settings.serve.waiting_max
+            ),
         )
         self._explainer = Explainer(
             self._catalogue,
@@ -144,7 +147,11 @@ class Replica:
             asking,
             self._co_watches,
             neighbours,
-            at_once=settings.serve.threads,
+            turns=Turns(
+                "explanations",
+                at_once=settings.serve.threads,
+                waiting_max=settings.serve.waiting_max,
+            ),
         )
 
     def _follow(self) -> dict[str, Follower]:
@@ -302,8 +309,11 @@ class Replica:
     def close(self) -> None:
         """Stop the threads and send what they still hold."""
         for follower in self._followers.values():
-            follower.close()
+            follower.stop()
         self._search.close()
+        for follower in self._followers.values():
+            follower.close(timeout_s=1)
+        self._neighbours.close()
         self._reports.close()
 
 

@@ -20,7 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.errors import Overloaded
+from infra.errors import Overloaded, TransientError
 from infra.log import get_logger
 from serve.schemas import (
     ExplanationRequest,
@@ -103,6 +103,8 @@ class Replicas:
                 return await self._ask_until_answered(method, arguments, lost)
         except (BackPressureError, Overloaded) as error:
             raise HTTPException(429, "too many requests wait", RETRY_AFTER) from error
+        except TransientError as error:
+            raise HTTPException(503, "no replica answers now", RETRY_AFTER) from error
         except TimeoutError as error:
             status = 503 if lost else 429
             detail = f"no answer within {self._deadline_s:.0f} s"

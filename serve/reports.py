@@ -13,7 +13,7 @@ import queue
 import threading
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from pydantic import BaseModel
 
 from infra import metrics
@@ -74,9 +74,13 @@ class Reports:
                 self._client.poll(0)
 
     def _produce(self, report: _Report) -> None:
+        topic = (
+            report.topic
+        )  # not the event, which would stay in memory until it is delivered or given up
+
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                _lose(report.topic, str(error))
+                _lose(topic, str(error))
 
         try:
             self._client.produce(
@@ -86,7 +90,13 @@ class Reports:
                 on_delivery=on_delivery,
             )
         except BufferError:
-            _lose(report.topic, "the producer's queue is full")
+            _lose(topic, "the producer's queue is full")
+        except (
+            KafkaException
+        ) as error:  # too long for a message, or the client is of no use any more
+            _lose(topic, str(error))
+            if error.args[0].fatal():
+                self._client = producer(self._settings)
         self._client.poll(0)
 
 

@@ -181,7 +181,7 @@ class ExplanationResponse(_Answered):
         description="model: written by the LRM; template: made of the evidence"
     )
     evidence: dict[str, Any]
-    model_version: int
+    model_version: int = Field(description="of the LRM that wrote it; 0: none did")
 
 
 class Refused(_Answered):

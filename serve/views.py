@@ -55,8 +55,8 @@ class EventClock:
                 self._newest_ms = event_time_ms
 
     def now_ms(self) -> int:
-        """Return the newest event time, or the wall clock before there was any."""
-        return self._newest_ms or now_ms()
+        """Return the newest event time, or the wall clock before there was any, or where that one is ahead of it."""
+        return min(self._newest_ms, now_ms()) if self._newest_ms else now_ms()
 
 
 class CatalogueView:
@@ -191,8 +191,11 @@ class HistoryView:
 
     def most_watched(self) -> Sequence[str]:
         """Return the most watched videos, as far as the histories tell, removed ones included; seconds old."""
+        if not self._most_watched.begin_count():
+            return self._most_watched.ids
         with self._lock:
-            return self._most_watched.get(self._views)
+            counted = list(self._views.items())
+        return self._most_watched.count(counted)  # others need not wait for the sort
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in a batch of `user.histories` and `watch.events`."""
@@ -220,6 +223,9 @@ class HistoryView:
                 self._by_user[user_id], unseen = sealed, sealed.entries
             else:
                 unseen = held.join(sealed.entries, length=self._length)
+                # What was forgotten again at once had been counted when it was watched.
+                oldest_ms = held.entries[0].event_time_ms if held.entries else 0
+                unseen = [entry for entry in unseen if entry.event_time_ms >= oldest_ms]
                 held.user = held.user or sealed.user
             self._views.update(entry.video_id for entry in unseen)
         if held is None:
@@ -252,13 +258,27 @@ class _MostWatched:
     """The most watched videos, counted out anew at most every few seconds: under load every answer may want them."""
 
     def __init__(self) -> None:
-        self._ids: Sequence[str] = ()
+        self.ids: Sequence[str] = ()
         self._until_s = 0.0
+        self._lock = threading.Lock()
 
-    def get(self, views: Counter[str]) -> Sequence[str]:
+    def begin_count(self) -> bool:
+        """Return whether it is time to count, and for this caller to do so."""
+        with self._lock:
+            is_due = time.monotonic() >= self._until_s
+            if is_due:
+                self._until_s = time.monotonic() + (POPULAR_FOR_S if self.ids else 0.0)
+            return is_due
+
+    def count(self, views: Sequence[tuple[str, int]]) -> Sequence[str]:
         """Return ids, the most watched first; ties go to the smaller id."""
-        if time.monotonic() >= self._until_s or len(self._ids) < min(len(views), MIN_POPULAR):
-            best = heapq.nsmallest(MAX_POPULAR, views.items(), key=lambda item: (-item[1], item[0]))
-            self._ids = tuple(video_id for video_id, _ in best)
-            self._until_s = time.monotonic() + POPULAR_FOR_S
-        return self._ids
+        best = heapq.nsmallest(MAX_POPULAR, views, key=lambda item: (-item[1], item[0]))
+        self.ids = tuple(video_id for video_id, _ in best)
+        with self._lock:
+            if len(self.ids) >= MIN_POPULAR:
+                self._until_s = time.monotonic() + POPULAR_FOR_S
+            else:
+                self._until_s = (
+                    0.0  # a young catalogue, quickly counted, of which each watch says much
+                )
+        return self.ids

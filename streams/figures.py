@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from infra.errors import TransientError
 from infra.storage import ObjectStore
 
 FIGURES_KEY = "freshness/figures.json"
@@ -17,10 +18,8 @@ def write_figures(store: ObjectStore, figures: dict[str, Any]) -> None:
 
 def read_figures(store: ObjectStore) -> dict[str, Any]:
     """Return the last figures; empty where there are none, or none that can be read."""
-    if not store.exists(FIGURES_KEY):
-        return {}
     try:
         found = json.loads(store.get_bytes(FIGURES_KEY))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TransientError):
         return {}
     return found if isinstance(found, dict) else {}
