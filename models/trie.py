@@ -184,7 +184,10 @@ class TrieView:
 
     def _ranges(self, state: State, prefixes_W: Int64s, level: int) -> Int64s:
         ranges_W4 = np.empty((len(prefixes_W), 4), np.int64)
-        ranges(state.base.segment, state.overlay.segment, prefixes_W, self._below[level], ranges_W4)
+        ranges(
+            state.base.segment, state.overlay.segment, prefixes_W,
+            self.space.bits, self._below[level], ranges_W4,
+        )  # fmt: skip
         return ranges_W4
 
     def _seen(self) -> tuple[State, Sieve]:
@@ -192,9 +195,10 @@ class TrieView:
         state = self._entries.state
         if not self._filters:
             return state, NO_SIEVE
-        if self._resolved is None or self._resolved[0] is not state:
-            self._resolved = self._entries.sieve(self._filters)
-        return self._resolved
+        resolved = self._resolved  # read once: another thread may write an older one meanwhile
+        if resolved is None or resolved[0] is not state:
+            resolved = self._resolved = self._entries.sieve(self._filters)
+        return resolved
 
 
 class LiveTrie:
@@ -205,7 +209,10 @@ class LiveTrie:
     """
 
     def __init__(self, space: SemanticIdSpace, *, overlay_max: int = OVERLAY_MAX) -> None:
-        """Start empty; after `overlay_max` inserts the sorted base is made anew, in the background."""
+        """Start empty; after `overlay_max` inserts the sorted base is made anew, in the background.
+
+        It is, too, once more than that many entries are dead, and more than an eighth.
+        """
         self._entries = Entries(bits=space.bits, overlay_max=overlay_max)
         self._view = TrieView(space, self._entries)
 
@@ -293,8 +300,17 @@ class LiveTrie:
         return self._entries.remove(video_id)
 
     def settle(self) -> None:
-        """Merge all that was inserted into the sorted base, and wait for it."""
+        """Merge all that was inserted into the sorted base, and wait for it.
+
+        Raises:
+            Exception: what the merge failed of, such as a MemoryError; nothing has changed.
+        """
         self._entries.settle()
+
+    @property
+    def merge_failure(self) -> Exception | None:
+        """What the newest merge failed of, or None; writes and searches go on, and a later write begins another."""
+        return self._entries.merge_failure
 
     def _refused(self, key: int, first: str, second: str) -> ValueError:
         return ValueError(

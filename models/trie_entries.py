@@ -2,7 +2,8 @@
 
     insert    copies the overlay with the new entries, then swaps one reference
     remove    sets one byte, in place: whoever looks next no longer finds it
-    merge     in a thread of its own, without the interpreter's lock; what was removed meanwhile is removed again after
+    merge     in a thread of its own, without the interpreter's lock; what was removed meanwhile is removed again after;
+              one that fails changes nothing, and is begun again by a later write
 
 Writers take turns, readers never wait. Knows nothing of levels, models and beams.
 
@@ -12,6 +13,7 @@ Legend: N entries of a segment; M entries written; E ids looked up.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -39,6 +41,13 @@ BULK_MIN = 1024
 BULK_OVERLAYS = 4
 """So many overlays' worth at once are merged at once in any case."""
 LANGUAGES_MAX = 1 << 16
+"""Those that come after so many count as no language."""
+OWN_BITS = 63
+"""So many numbers of languages have a bit of their own in summaries; the rest share one."""
+RETRY_S = 5.0
+"""After a merge that failed, no write begins another for so long."""
+DEAD_SHARE = 8
+"""One entry of so many may be dead before a merge takes them out."""
 _ANY_TIME = np.iinfo(np.int64).min
 NO_SIEVE = Sieve(
     _ANY_TIME,
@@ -91,6 +100,8 @@ class Entries:
         self._serial = 0
         self._merged_serial = -1  # of the merge under way: what it takes in has no later one
         self._removed_meanwhile: list[int] = []
+        self._retry_at = 0.0
+        self.merge_failure: Exception | None = None  # of the newest merge
         self.state = State(empty_base(bits=bits), _NO_OVERLAY)
         self.num_live = 0
 
@@ -108,8 +119,8 @@ class Entries:
         A reader between the two steps finds such a video under neither key.
 
         Raises:
-            ValueError: a key is held by another video, as `refuse(key, holder, other)` says it, or there are too many
-                languages.
+            ValueError: a key is held by another video, as `refuse(key, holder, other)` says it, or ids merged at once
+                would take too many bytes.
         """
         num_new = len(batch.keys_M)
         with self._writing:
@@ -119,25 +130,29 @@ class Entries:
             if at_once or num_new >= BULK_OVERLAYS * self._overlay_max:
                 self._writing.wait_for(lambda: self._merged_serial < 0)
                 at_once, state = True, self.state
-            held = [key for key in self._keys_of(state, batch.video_ids) if key is not None]
+            found = self._keys_of(state, batch.video_ids) if self.num_live else ()
+            held = [key for key in found if key is not None]
             self._check_free(state, batch, set(held), refuse)
             new = overlay_segment(
                 batch.keys_M,
                 batch.upload_times_ms_M,
                 _numbers(batch.channels, self._channels, np.int32),
-                self._language_numbers(batch.languages),
+                _numbers(batch.languages, self._languages, np.uint16, limit=LANGUAGES_MAX),
             )
+            # Whatever can fail comes before the first video is retired.
+            overlay = state.overlay._replace(segment=_without(state.overlay.segment, held))
+            if at_once:
+                base = self._absorbed(state.base, overlay, held, new, batch.video_ids)
+                self.state, self._overlay_keys = State(base, _NO_OVERLAY), {}
+                self.num_live += num_new - len(held)
+                return
+            self._serial += 1
+            overlay = _with_entries(overlay, new, batch.video_ids, self._serial)
             for key in held:
                 self._kill(key)
             self.num_live += num_new - len(held)
-            if at_once:
-                self.state = State(self._absorbed(state, new, batch.video_ids), _NO_OVERLAY)
-                self._overlay_keys = {}
-                return
             # Ids first: whoever sees the entries can tell which of them are excluded.
             self._overlay_keys.update(zip(batch.video_ids, batch.keys_M.tolist(), strict=True))
-            self._serial += 1
-            overlay = _with_entries(state.overlay, new, batch.video_ids, self._serial)
             self.state = State(state.base, overlay)
             self._merge_when_due()
 
@@ -150,15 +165,23 @@ class Entries:
             self._kill(key)
             self._overlay_keys.pop(video_id, None)
             self.num_live -= 1
+            self._merge_when_due()
             return True
 
     def settle(self) -> None:
-        """Merge what is in the overlay, and wait until it is."""
+        """Merge what is in the overlay, and wait until it is.
+
+        Raises:
+            Exception: what the merge failed of; nothing has changed.
+        """
         with self._writing:
             self._writing.wait_for(lambda: self._merged_serial < 0)
-            if len(self.state.overlay.video_ids_N):
-                self._start_merge()
+            if len(self.state.overlay.video_ids_N) == 0:
+                return
+            self._start_merge()
             self._writing.wait_for(lambda: self._merged_serial < 0)
+            if self.merge_failure is not None:
+                raise self.merge_failure
 
     def sieve(self, filters: Sequence[Filters]) -> tuple[State, Sieve]:
         """Return a state, and all filters in its numbers."""
@@ -183,21 +206,23 @@ class Entries:
             only[[number for number in wanted if number < len(passes)]] = 1
             only[0] = 0
             passes &= only
-        modulo_64 = {number % 64 for number in np.flatnonzero(passes).tolist()} if asked else ()
+        bits = np.unique(np.minimum(np.flatnonzero(passes), OWN_BITS)).tolist() if asked else []
         return Sieve(
             max((ms for ms in oldest_ms if ms is not None), default=_ANY_TIME),
             np.array(sorted(keys), np.int64),
             np.array(sorted(number for number in channels if number is not None), np.int32),
             bool(asked),
             passes,
-            np.uint64(sum(1 << number for number in modulo_64)),
+            np.uint64(sum(1 << bit for bit in bits)),
         )
 
     def _keys_of(self, state: State, video_ids: Sequence[str]) -> list[int | None]:
         """Return the videos' live keys, right if `state` is the newest before and after."""
         keys = [self._overlay_keys.get(video_id) for video_id in video_ids]
+        if len(state.base.segment.keys_N) == 0:
+            return keys
         rest = [place for place, key in enumerate(keys) if key is None]
-        if rest and len(state.base.segment.keys_N):
+        if rest:
             found_E = find(state.base, [video_ids[place] for place in rest])
             for place, at in zip(rest, found_E.tolist(), strict=True):
                 if at >= 0:
@@ -239,46 +264,62 @@ class Entries:
         if self._merged_serial >= 0:
             self._removed_meanwhile.append(key)
 
-    def _language_numbers(self, languages: Iterable[str]) -> Array:
-        new = set(languages).difference(self._languages)
-        if len(self._languages) + len(new) > LANGUAGES_MAX:
-            raise ValueError(
-                f"there are more than {LANGUAGES_MAX} languages; expected codes like 'en'"
-            )
-        return _numbers(languages, self._languages, np.uint16)
-
-    def _absorbed(self, state: State, new: Segment, video_ids: Sequence[str]) -> Base:
-        """Return the state and a batch as one base."""
-        base, overlay = state
+    def _absorbed(
+        self,
+        base: Base,
+        overlay: Overlay,
+        retired: Sequence[int],
+        new: Segment,
+        video_ids: Sequence[str],
+    ) -> Base:
+        """Return everything but what is retired as one base, by one merge."""
         if len(overlay.video_ids_N):
-            base = merged(base, overlay.segment, overlay.video_ids_N.tolist(), bits=self._bits)
+            overlay = _with_entries(overlay, new, video_ids, self._serial)
+            new, video_ids = overlay.segment, overlay.video_ids_N.tolist()
         if len(base.segment.keys_N):
-            return merged(base, new, video_ids, bits=self._bits)
+            kept = base._replace(segment=_without(base.segment, retired))
+            return merged(kept, new, video_ids, bits=self._bits)
         return indexed(*new[:4], *laid_out(video_ids), bits=self._bits)
 
     def _merge_when_due(self) -> None:
-        if self._merged_serial < 0 and len(self.state.overlay.video_ids_N) >= self._overlay_max:
+        """Begin a merge where the overlay is full, or too much is dead; not soon after one that failed."""
+        num_new = len(self.state.overlay.video_ids_N)
+        num_held = len(self.state.base.segment.keys_N) + num_new
+        most_dead = max(self._overlay_max, num_held // DEAD_SHARE)
+        is_due = num_new >= self._overlay_max or num_held - self.num_live > most_dead
+        if self._merged_serial < 0 and is_due and time.monotonic() >= self._retry_at:
             self._start_merge()
 
     def _start_merge(self) -> None:
         self._merged_serial, self._removed_meanwhile = self._serial, []
-        threading.Thread(
+        thread = threading.Thread(
             target=self._merge, args=(self.state,), name="trie-merge", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as failure:
+            self._end_merge(failure)
 
     def _merge(self, state: State) -> None:
-        base = None
+        failure: Exception | None = RuntimeError("the merge was broken off")
         try:
-            overlay = state.overlay
-            base = merged(
-                state.base, overlay.segment, overlay.video_ids_N.tolist(), bits=self._bits
-            )
+            ids_N = state.overlay.video_ids_N
+            base = merged(state.base, state.overlay.segment, ids_N.tolist(), bits=self._bits)
+            with self._writing:
+                self._adopt(base)
+            failure = None
+        except Exception as raised:
+            failure = raised.with_traceback(None)  # whose frames hold half a base
         finally:
             with self._writing:
-                if base is not None:
-                    self._adopt(base)
-                self._merged_serial = -1
-                self._writing.notify_all()
+                self._end_merge(failure)
+
+    def _end_merge(self, failure: Exception | None) -> None:
+        self._merged_serial, self._removed_meanwhile = -1, []
+        self.merge_failure = failure
+        if failure is not None:
+            self._retry_at = time.monotonic() + RETRY_S
+        self._writing.notify_all()
 
     def _adopt(self, base: Base) -> None:
         for key in self._removed_meanwhile:
@@ -286,10 +327,9 @@ class Entries:
             if at is not None:
                 base.segment.dead_N[at] = 1
         overlay = _chosen(self.state.overlay, self.state.overlay.serials_N > self._merged_serial)
-        self.state = State(base, overlay)
-        self._overlay_keys = dict(
-            zip(overlay.video_ids_N.tolist(), overlay.segment.keys_N.tolist(), strict=True)
-        )
+        keys = overlay.segment.keys_N.tolist()
+        left = dict(zip(overlay.video_ids_N.tolist(), keys, strict=True))
+        self.state, self._overlay_keys = State(base, overlay), left
 
 
 def _position(segment: Segment, key: int) -> int | None:
@@ -300,9 +340,29 @@ def _position(segment: Segment, key: int) -> int | None:
     return at
 
 
-def _numbers(names: Iterable[str], known: dict[str, int], dtype: type[np.integer]) -> Array:
-    """Return the names' numbers; new ones are given the next."""
-    return np.array([known.setdefault(name, len(known)) for name in names], dtype)
+def _without(segment: Segment, keys: Sequence[int]) -> Segment:
+    """Return the segment with the entries of these keys dead, where it holds them; what it was stays as it is."""
+    if not keys:
+        return segment
+    keys_E = np.array(keys, np.int64)
+    at_E = np.searchsorted(segment.keys_N, keys_E)
+    at_E, keys_E = at_E[at_E < len(segment.keys_N)], keys_E[at_E < len(segment.keys_N)]
+    dead_N = segment.dead_N.copy()
+    dead_N[at_E[segment.keys_N[at_E] == keys_E]] = 1
+    return segment._replace(dead_N=dead_N)
+
+
+def _numbers(
+    names: Iterable[str], known: dict[str, int], dtype: type[np.integer], *, limit: int = 1 << 31
+) -> Array:
+    """Return the names' numbers; new ones are given the next, while there are fewer than the limit, then 0."""
+    return np.array(
+        [
+            known.setdefault(name, len(known)) if len(known) < limit else known.get(name, 0)
+            for name in names
+        ],
+        dtype,
+    )
 
 
 def _chosen(overlay: Overlay, chosen_N: Array) -> Overlay:

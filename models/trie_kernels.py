@@ -31,7 +31,7 @@ class Sieve(NamedTuple):
         excluded_keys_E, excluded_channels: ascending.
         by_language: whether languages are asked for at all.
         language_passes: whether each language's number passes.
-        languages: of those, the set of their numbers modulo 64, as a segment's summaries have it.
+        languages: of those, the set of their numbers, in which all above 62 are one, as a segment's summaries have it.
     """
 
     uploaded_after_ms: int
@@ -171,15 +171,14 @@ def _next_code(
 
 @njit(cache=True, nogil=True)
 def ranges(
-    base: Segment, overlay: Segment, prefixes_W: Array, below: int, ranges_W4: Array
+    base: Segment, overlay: Segment, prefixes_W: Array, all_bits: int, below: int, ranges_W4: Array
 ) -> None:
-    """Fill where the entries of each prefix, `below` bits short of a key, begin and end in both segments."""
-    num_buckets = len(base.starts_P) - 1
+    """Fill where the entries of each prefix, `below` short of a key's bits, begin and end in both segments."""
     for row in range(len(prefixes_W)):
-        first_key = prefixes_W[row] << below
-        if not 0 <= first_key >> base.bucket_shift < num_buckets:
+        if prefixes_W[row] >> (all_bits - below) != 0:
             ranges_W4[row] = 0
             continue
+        first_key = prefixes_W[row] << below
         last_key = first_key | ((1 << below) - 1)
         ranges_W4[row, 0] = _first_at_least(base, first_key)
         ranges_W4[row, 1] = _end_of(base, last_key)

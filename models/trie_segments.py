@@ -25,7 +25,7 @@ SPAN: Final = 128
 _EMPTY: Final = 0xFFFFFFFF
 _KEY = np.uint64(secrets.randbits(64))  # nobody can choose ids that share a slot
 _PRIME, _MIX, _SHIFT = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
-_SIX_BITS, _ONE = np.uint64(63), np.uint64(1)
+_LAST_BIT, _ONE = np.uint64(63), np.uint64(1)
 
 
 class Segment(NamedTuple):
@@ -33,8 +33,8 @@ class Segment(NamedTuple):
 
     Attributes:
         dead_N: 1 for a removed entry; the only column that is written in place, from 0 to 1.
-        newest_ms_S, languages_S: of each span the newest upload time, and a set of its languages' numbers modulo 64;
-            not kept up when entries die, and empty in an overlay.
+        newest_ms_S, languages_S: of each span the newest upload time, and a set of its languages' numbers, in which
+            all above 62 are one; not kept up when entries die, and empty in an overlay.
         starts_P: where the keys of each bucket begin, a bucket being all keys of some first bits; one more at the end.
         bucket_shift: the number of bits below them.
     """
@@ -274,7 +274,7 @@ def _summarize(
         span = at // SPAN
         if at % SPAN == 0 or times_ms_N[at] > newest_ms_S[span]:
             newest_ms_S[span] = times_ms_N[at]
-        languages_S[span] |= _ONE << (np.uint64(languages_N[at]) & _SIX_BITS)
+        languages_S[span] |= _ONE << min(np.uint64(languages_N[at]), _LAST_BIT)
 
 
 @njit(cache=True, nogil=True)
