@@ -166,14 +166,16 @@ class TrieView:
         log_probs_WK = _plain(log_probs_WK, np.float32)
         if repeated_WX is None:
             repeated_WX = np.empty((len(prefixes_W), 0), np.int64)
-        bits = self.space.level_bits[level]
+        bits, most_W = self.space.level_bits[level], log_probs_W + log_probs_WK.max(1)
+        order_W = np.argsort(-most_W, kind="stable")
         scores_C = np.empty(count, np.float64)
         prefix_C, row_C = np.empty((2, count), np.int64)
         found = best_children(
             state.base.segment, state.overlay.segment, sieve,
-            self._ranges(state, prefixes_W, level), prefixes_W, bits, self._below[level + 1],
-            np.argsort(-log_probs_W, kind="stable"), log_probs_W, log_probs_WK,
-            _plain(repeated_WX, np.int64), scores_C, prefix_C, row_C,
+            prefixes_W, self.space.bits, self._below[level], bits,
+            order_W, log_probs_W, log_probs_WK, most_W, _likely(log_probs_WK[order_W[:1]], count),
+            _plain(repeated_WX, np.int64), np.empty((log_probs_WK.shape[1], 3), np.int64),
+            np.empty(4, np.int64), scores_C, prefix_C, row_C,
         )  # fmt: skip
         order = np.lexsort((row_C[:found], prefix_C[:found]))
         row_C, prefix_C = row_C[order], prefix_C[order]
@@ -341,6 +343,15 @@ def warm() -> None:
     trie.remove("a")
 
 
+def _likely(log_probs_1K: NDArray[np.float32], count: int) -> float:
+    """Return the least of the `count` greatest."""
+    at = log_probs_1K.size - count
+    return float(np.partition(log_probs_1K, at, axis=None)[at]) if at > 0 else -np.inf
+
+
 def _plain(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     """Return the array as the compiled code takes it, copied only if it is not: of one type, in order, writable."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.writeable:
+        return array
     return np.require(array, dtype, ["C", "W"])

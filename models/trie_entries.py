@@ -308,7 +308,7 @@ class Entries:
             with self._writing:
                 self._adopt(base)
             failure = None
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001 - settle tells of whatever it is
             failure = raised.with_traceback(None)  # whose frames hold half a base
         finally:
             with self._writing:

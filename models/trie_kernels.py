@@ -20,8 +20,11 @@ from models.trie_segments import SPAN, Segment
 Array = NDArray[Any]
 _ZERO = np.uint64(0)
 _NO_CODE: Final = 1 << 62
+_ANY_TIME: Final = -(1 << 63)
 _SPAN: Final = 128
 assert _SPAN == SPAN, "compiled code is cached by this file alone: change the span here, too"
+# `_nrt=False` is without numba's counts of references, two atomic writes for each array that is taken out of a tuple or
+# handed on. What is compiled so makes no array, and its caller holds all that it is given.
 
 
 class Sieve(NamedTuple):
@@ -80,10 +83,29 @@ def _end_of(segment: Segment, last_key: int) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _between(
+    keys_N: Array, starts_P: Array, bucket_shift: int, first_key: int, last_key: int
+) -> tuple[Any, Any]:
+    """Return where the entries of [first_key, last_key] begin and end; the same as by the two above."""
+    bucket = first_key >> bucket_shift
+    first = np.int64(starts_P[bucket])
+    if first_key != bucket << bucket_shift:
+        first = _lower_bound(keys_N, first_key, first, np.int64(starts_P[bucket + 1]))
+    bucket = last_key >> bucket_shift
+    last = np.int64(starts_P[bucket + 1])
+    if last_key != (bucket << bucket_shift) + ((1 << bucket_shift) - 1):
+        last = _lower_bound(keys_N, last_key + 1, np.int64(starts_P[bucket]), last)
+    return first, last
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _passes(segment: Segment, at: int, sieve: Sieve, repeated_X: Array) -> bool:
-    if segment.dead_N[at] or segment.upload_times_ms_N[at] < sieve.uploaded_after_ms:
+    if segment.dead_N[at]:
         return False
     if sieve.by_language and not sieve.language_passes[segment.languages_N[at]]:
+        return False
+    after_ms = sieve.uploaded_after_ms
+    if after_ms > _ANY_TIME and segment.upload_times_ms_N[at] < after_ms:
         return False
     if len(sieve.excluded_channels) and _contains(sieve.excluded_channels, segment.channels_N[at]):
         return False
@@ -94,13 +116,14 @@ def _passes(segment: Segment, at: int, sieve: Sieve, repeated_X: Array) -> bool:
     return not (len(sieve.excluded_keys_E) and _contains(sieve.excluded_keys_E, key))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _first_passing(segment: Segment, at: int, end: int, sieve: Sieve, repeated_X: Array) -> int:
     """Return the first entry in [at, end) that passes, or end."""
-    has_summaries = len(segment.newest_ms_S) > 0
+    by_age = sieve.uploaded_after_ms > _ANY_TIME
+    by_span = len(segment.newest_ms_S) > 0 and (by_age or sieve.by_language)
     while at < end:
         stop = end
-        if has_summaries:
+        if by_span:
             span = at // _SPAN
             stop = min(end, (span + 1) * _SPAN)
             if segment.newest_ms_S[span] < sieve.uploaded_after_ms or (
@@ -169,21 +192,29 @@ def _next_code(
     return min(code, new_code), code_end, new_code_end
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _fill_range(
+    base: Segment, overlay: Segment, prefix: int, all_bits: int, below: int, range_4: Array
+) -> None:
+    """Fill in where a prefix's entries, `below` short of a key's bits, begin and end in both segments."""
+    if prefix >> (all_bits - below) != 0:
+        range_4[:] = 0
+    else:
+        first_key = prefix << below
+        last_key = first_key | ((1 << below) - 1)
+        range_4[0] = _first_at_least(base, first_key)
+        range_4[1] = _end_of(base, last_key)
+        range_4[2] = _first_at_least(overlay, first_key)
+        range_4[3] = _end_of(overlay, last_key)
+
+
 @njit(cache=True, nogil=True)
 def ranges(
     base: Segment, overlay: Segment, prefixes_W: Array, all_bits: int, below: int, ranges_W4: Array
 ) -> None:
-    """Fill where the entries of each prefix, `below` short of a key's bits, begin and end in both segments."""
+    """Fill in where the entries of each prefix begin and end in both segments."""
     for row in range(len(prefixes_W)):
-        if prefixes_W[row] >> (all_bits - below) != 0:
-            ranges_W4[row] = 0
-            continue
-        first_key = prefixes_W[row] << below
-        last_key = first_key | ((1 << below) - 1)
-        ranges_W4[row, 0] = _first_at_least(base, first_key)
-        ranges_W4[row, 1] = _end_of(base, last_key)
-        ranges_W4[row, 2] = _first_at_least(overlay, first_key)
-        ranges_W4[row, 3] = _end_of(overlay, last_key)
+        _fill_range(base, overlay, prefixes_W[row], all_bits, below, ranges_W4[row])
 
 
 @njit(cache=True, nogil=True)
@@ -229,7 +260,7 @@ def _is_worse(
     return row > other_row
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _offer(
     scores_C: Array,
     prefix_C: Array,
@@ -275,7 +306,7 @@ def _offer(
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _list_codes(
     keys_N: Array, new_keys_N: Array, range_4: Array, shift: int, mask: int, listed_K3: Array
 ) -> int:
@@ -300,89 +331,7 @@ def _list_codes(
     return count
 
 
-@njit(cache=True, nogil=True)
-def _range_of(
-    base: Segment, overlay: Segment, range_4: Array, child: int, shift: int
-) -> tuple[Any, Any, Any, Any]:
-    """Return where a child's entries begin and end, within its parent's, in both segments."""
-    _, end, new_at, new_end = range_4
-    first_key, last_key = child << shift, child << shift | ((1 << shift) - 1)
-    first = last = end
-    if range_4[0] < end:
-        first, last = _first_at_least(base, first_key), _end_of(base, last_key)
-    new_first = _lower_bound(overlay.keys_N, first_key, new_at, new_end)
-    new_last = new_first
-    while new_last < new_end and overlay.keys_N[new_last] <= last_key:
-        new_last += 1
-    return first, last, new_first, new_last
-
-
-@njit(cache=True, nogil=True)
-def _best_of_row(
-    base: Segment, overlay: Segment, sieve: Sieve, range_4: Array, row: int, prefix: int, begun: float,
-    log_probs_K: Array, bits: int, shift: int, repeated_X: Array, listed_K3: Array,
-    scores_C: Array, prefix_C: Array, row_C: Array, count: int,
-) -> int:  # fmt: skip
-    """Put the allowed children of one row among the best; return how many these are then.
-
-    Everything that the inner loop touches is a local array, and the loop over entries is written out: each array that
-    is taken out of a tuple, or handed to a function, costs two atomic counts of its references.
-    """
-    keys_N, times_ms_N, dead_N = base.keys_N, base.upload_times_ms_N, base.dead_N
-    channels_N, languages_N = base.channels_N, base.languages_N
-    newest_ms_S, languages_S, after_ms = base.newest_ms_S, base.languages_S, sieve.uploaded_after_ms
-    by_language, languages, passes = sieve.by_language, sieve.languages, sieve.language_passes
-    excluded_E, excluded_channels = sieve.excluded_keys_E, sieve.excluded_channels
-    first = last = range_4[0]
-    new_first = new_last = range_4[2]
-    num_listed = len(log_probs_K)
-    by_code = 2 * (range_4[1] - first + range_4[3] - new_first) > num_listed
-    if not by_code:
-        num_listed = _list_codes(
-            keys_N, overlay.keys_N, range_4, shift, (1 << bits) - 1, listed_K3
-        )  # fmt: skip
-    for place in range(num_listed):
-        code = place
-        if not by_code:
-            first, new_first = last, new_last
-            code, last, new_last = listed_K3[place]
-        score = begun + log_probs_K[code]
-        if score != score:  # not a number
-            score = -np.inf
-        child = prefix << bits | code
-        if count == len(scores_C) and not _is_worse(
-            scores_C[0], prefix_C[0], row_C[0], score, child, row
-        ):  # fmt: skip
-            continue
-        if by_code:
-            first, last, new_first, new_last = _range_of(base, overlay, range_4, child, shift)
-        at, span, passed = first, -1, False
-        while at < last and not passed:
-            if at // _SPAN != span:
-                span = at // _SPAN
-                if newest_ms_S[span] < after_ms or (
-                    by_language and languages_S[span] & languages == _ZERO
-                ):  # fmt: skip
-                    at = (span + 1) * _SPAN
-                    continue
-            passed = dead_N[at] == 0 and times_ms_N[at] >= after_ms
-            if passed and by_language:
-                passed = passes[languages_N[at]] != 0
-            if passed and len(excluded_channels) > 0:
-                passed = not _contains(excluded_channels, channels_N[at])
-            if passed and len(excluded_E) > 0:
-                passed = not _contains(excluded_E, keys_N[at])
-            if passed and len(repeated_X) > 0:
-                passed = not _is_in(repeated_X, keys_N[at])
-            at += 1
-        if not passed and new_first < new_last:
-            passed = _first_passing(overlay, new_first, new_last, sieve, repeated_X) < new_last
-        if passed:
-            count = _offer(scores_C, prefix_C, row_C, count, score, child, row)
-    return count
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _is_in(values: Array, wanted: int) -> bool:
     found = False
     for each in values:
@@ -390,23 +339,84 @@ def _is_in(values: Array, wanted: int) -> bool:
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
+def _best_of_row(
+    base: Segment, overlay: Segment, sieve: Sieve, range_4: Array, row: int, prefix: int, begun: float,
+    log_probs_K: Array, likely: float, bits: int, shift: int, repeated_X: Array, listed_K3: Array,
+    scores_C: Array, prefix_C: Array, row_C: Array, count: int,
+) -> int:  # fmt: skip
+    """Put the allowed children of one row among the best; return how many these are then.
+
+    At first, codes are gone through in two sweeps, those of `likely` or more before the others: where these are enough,
+    no entry has to be looked at for the rest. What is kept is the same in any order.
+    """
+    keys_N, starts_P, bucket_shift = base.keys_N, base.starts_P, base.bucket_shift
+    new_keys_N, size = overlay.keys_N, len(scores_C)
+    first = last = range_4[0]
+    new_first = new_last = range_4[2]
+    num_listed, sweeps = len(log_probs_K), 1
+    by_code = 2 * (range_4[1] - first + range_4[3] - new_first) > num_listed
+    if not by_code:
+        num_listed = _list_codes(keys_N, new_keys_N, range_4, shift, (1 << bits) - 1, listed_K3)
+    elif count == 0:
+        sweeps = 2
+    for turn in range(sweeps * num_listed):
+        place = turn if turn < num_listed else turn - num_listed
+        code = place
+        if not by_code:
+            first, new_first = last, new_last
+            code, last, new_last = listed_K3[place]
+        elif sweeps == 2 and (log_probs_K[code] >= likely) != (turn < num_listed):
+            continue
+        score = begun + log_probs_K[code]
+        if score != score:  # not a number
+            score = -np.inf
+        child = prefix << bits | code
+        if count == size and not _is_worse(
+            scores_C[0], prefix_C[0], row_C[0], score, child, row
+        ):  # fmt: skip
+            continue
+        if by_code:
+            first = last = range_4[1]
+            first_key, last_key = child << shift, child << shift | ((1 << shift) - 1)
+            if range_4[0] < last:
+                first, last = _between(keys_N, starts_P, bucket_shift, first_key, last_key)
+            new_first = _lower_bound(new_keys_N, first_key, range_4[2], range_4[3])
+            new_last = new_first
+            while new_last < range_4[3] and new_keys_N[new_last] <= last_key:
+                new_last += 1
+        if (
+            _first_passing(base, first, last, sieve, repeated_X) < last
+            or _first_passing(overlay, new_first, new_last, sieve, repeated_X) < new_last
+        ):
+            count = _offer(scores_C, prefix_C, row_C, count, score, child, row)
+    return count
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def best_children(
-    base: Segment, overlay: Segment, sieve: Sieve, ranges_W4: Array, prefixes_W: Array,
-    bits: int, shift: int, order_W: Array, log_probs_W: Array, log_probs_WK: Array,
-    repeated_WX: Array, scores_C: Array, prefix_C: Array, row_C: Array,
+    base: Segment, overlay: Segment, sieve: Sieve, prefixes_W: Array, all_bits: int, below: int,
+    bits: int, order_W: Array, log_probs_W: Array, log_probs_WK: Array, most_W: Array, likely: float,
+    repeated_WX: Array, listed_K3: Array, range_4: Array,
+    scores_C: Array, prefix_C: Array, row_C: Array,
 ) -> int:  # fmt: skip
     """Fill in the best allowed children of all rows, in no order; return how many there are.
 
-    Rows are gone through best first, so that few children have to be looked for. Where a row has more entries than
-    half the codes, its codes are gone through, else its entries. A score that is no number ranks last.
+    Rows are gone through in `order_W`, best first, so that few children have to be looked for; one whose greatest sum,
+    of `most_W`, is worse than all that are kept is passed over. `likely` decides nothing but the order in which
+    codes of the first row are tried. Where a row has more entries than half the codes, its codes are gone through, else
+    its entries. A score that is no number ranks last.
     """
     count = 0
-    listed_K3 = np.empty((log_probs_WK.shape[1], 3), np.int64)
     for row in order_W:
+        if count == len(scores_C) and most_W[row] < scores_C[0]:
+            continue
+        _fill_range(base, overlay, prefixes_W[row], all_bits, below, range_4)
+        if range_4[0] == range_4[1] and range_4[2] == range_4[3]:
+            continue
         count = _best_of_row(
-            base, overlay, sieve, ranges_W4[row], row, prefixes_W[row], log_probs_W[row],
-            log_probs_WK[row], bits, shift, repeated_WX[row], listed_K3,
+            base, overlay, sieve, range_4, row, prefixes_W[row], log_probs_W[row],
+            log_probs_WK[row], likely, bits, below - bits, repeated_WX[row], listed_K3,
             scores_C, prefix_C, row_C, count,
         )  # fmt: skip
     return count

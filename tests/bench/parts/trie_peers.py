@@ -31,8 +31,8 @@ class StaticIndex(NamedTuple):
 
 
 def static_index(space: SemanticIdSpace, keys_N: Int64s) -> StaticIndex:
-    """Build the index of unsorted packed semantic IDs; sorting them is part of it."""
-    longer_N = np.sort(keys_N)
+    """Build the index of packed semantic IDs, which ascend."""
+    longer_N = keys_N
     bits = space.level_bits
     row_starts: list[NDArray[np.int32]] = []
     tokens: list[NDArray[np.int32]] = []

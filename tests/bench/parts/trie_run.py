@@ -2,8 +2,13 @@
 
 A step is one level of a beam search of 50 behind a prompt of 700 tokens: the forward of 50 tokens and the log-probs of
 the level's codes. What the constraint adds is `TrieView.best_children`, the whole choice of the best allowed beams,
-averaged over the levels, for a viewer who has watched a hundred videos. Both are timed by the CPU-time of the one
-thread that they run in, in turns, so that what else the machine does falls on both; each is the median of its turns.
+averaged over the levels, for a viewer who has watched a hundred videos: each search looks those up anew, walks beams
+of its own, and finds at each level caches that hold something else, as after a forward. Both are timed by the CPU-time
+of the one thread that they run in, in turns, so that what else the machine does falls on both; each is the median of
+all its turns, none left out.
+
+Writes begin behind an overlay that is half full, which they fill, so that a merge of everything runs during the last of
+them. After every fourth insert a video is removed, by turns one of the base and one of the overlay.
 
 Semantic IDs crowd as content does: the square of a uniform number picks each code. A video has an id of 11 characters,
 one of a channel per 50 videos, one of 20 languages.
@@ -24,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.semantic_id import SemanticIdSpace
-from models.trie import LiveTrie, TrieView, warm
+from models.trie import OVERLAY_MAX, LiveTrie, warm
 from models.trie_filters import Filters
 from tests.bench.parts.marks import say
 
@@ -38,6 +43,9 @@ VIDEOS_PER_CHANNEL = 50
 LANGUAGES = [f"l{number}" for number in range(20)]
 NOW_MS = 1_700_000_000_000
 YEAR_MS = 365 * 86_400_000
+REMOVE_EVERY = 4
+LEFT_IN_OVERLAY = 2000
+EVICT_BYTES = 64 << 20
 Int64s = NDArray[np.int64]
 
 
@@ -48,6 +56,7 @@ class Figures(NamedTuple):
         mask_ms: by number of videos.
         fresh_mask_ms: the same under an age limit that one video in a thousand passes, at the largest size.
         model_step_ms: by model.
+        static_s, sort_s: of STATIC's rebuild from sorted semantic IDs, and of sorting them.
         dict_step_ms, trie_step_ms: of the dict trie and ours with the same videos.
     """
 
@@ -57,6 +66,7 @@ class Figures(NamedTuple):
     remove_ms: list[float]
     merge_s: float
     static_s: float
+    sort_s: float
     mask_ms: dict[int, float]
     fresh_mask_ms: float
     model_step_ms: dict[str, float]
@@ -64,7 +74,7 @@ class Figures(NamedTuple):
     trie_step_ms: float
 
 
-def run(scale: float, models: Sequence[str], writes: int = 2000, turns: int = 15) -> Figures:
+def run(scale: float, models: Sequence[str], writes: int = 12_000, turns: int = 15) -> Figures:
     """Measure everything at `scale` times the sizes."""
     sizes = [max(1000, round(size * scale)) for size in SIZES]
     warm()
@@ -83,24 +93,24 @@ def run(scale: float, models: Sequence[str], writes: int = 2000, turns: int = 15
     started = time.perf_counter()
     from tests.bench.parts.trie_peers import static_index  # torch, which would count as memory
 
-    static_s = _timed(lambda: static_index(SPACE, keys_N), time.perf_counter)
-    say(f"STATIC took {static_s:.1f} s, {time.perf_counter() - started:.1f} s with imports")
+    say(f"imported in {time.perf_counter() - started:.1f} s")
+    sorted_N = keys_N.copy()
+    sort_s = _timed(sorted_N.sort, time.perf_counter)
+    static_s = _timed(lambda: static_index(SPACE, sorted_N), time.perf_counter)
+    say(f"STATIC took {static_s:.1f} s of sorted semantic IDs, and sorting them {sort_s:.1f} s")
     tries = {size: filled(keys_N[:: big // size][:size]) for size in sizes[:-1]} | {big: trie}
     from tests.bench.parts.trie_steps import dict_and_trie_ms, model_steps
 
-    views = {
-        size: one.view.filtered(Filters(excluded_video_ids=some_watched(size)))
-        for size, one in tries.items()
-    }
-    fresh = trie.view.filtered(Filters(uploaded_after_ms=NOW_MS - YEAR_MS // 1000))
+    seen = {size: Filters(excluded_video_ids=some_watched(size)) for size in sizes}
+    fresh = Filters(uploaded_after_ms=NOW_MS - YEAR_MS // 1000)
     masks: dict[int, list[float]] = {size: [] for size in sizes}
     fresh_ms: list[float] = []
     steps: dict[str, list[float]] = {name: [] for name in models}
     with model_steps(models, SPACE, BEAM_WIDTH) as timed_steps:
         for turn in range(turns):
-            for size, view in views.items():
-                masks[size] += mask_ms(view, seed=turn)
-            fresh_ms += mask_ms(fresh, seed=turn, repeats=1)
+            for size, one in tries.items():
+                masks[size] += mask_ms(one, seen[size], seed=turn)
+            fresh_ms += mask_ms(trie, fresh, seed=turn, repeats=1)
             for name, step in timed_steps.items():
                 steps[name] += step()
             say(f"turn {turn + 1} of {turns}")
@@ -116,6 +126,7 @@ def run(scale: float, models: Sequence[str], writes: int = 2000, turns: int = 15
         remove_ms,
         merge_s,
         static_s,
+        sort_s,
         {size: statistics.median(found) for size, found in masks.items()},
         statistics.median(fresh_ms),
         {name: statistics.median(found) for name, found in steps.items()},
@@ -165,22 +176,24 @@ def some_watched(size: int) -> list[str]:
     return [video_id(number) for number in range(0, size, max(1, size // WATCHED))]
 
 
-def mask_ms(view: TrieView, *, seed: int, repeats: int = 3) -> list[float]:
-    """Return what the constraint adds to a step, averaged over the levels, of some walks."""
-    rng = np.random.default_rng(seed)
-    logits = [rng.normal(0, 2, (BEAM_WIDTH, size)).astype(np.float32) for size in SPACE.level_sizes]
-    log_probs_LWK = [one - np.log(np.exp(one).sum(-1, keepdims=True)) for one in logits]
+def mask_ms(trie: LiveTrie, filters: Filters, *, seed: int, repeats: int = 3) -> list[float]:
+    """Return what the constraint adds to a step, averaged over the levels, of some walks, each with a view anew."""
+    rng, elsewhere = np.random.default_rng(seed), np.ones(EVICT_BYTES // 8)
     found = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         prefixes, sums, spent_s = np.zeros(1, np.int64), np.zeros(1), 0.0
-        for level, log_probs_WK in enumerate(log_probs_LWK):
-            some_WK = log_probs_WK[: len(prefixes)]
+        for level, size in enumerate(SPACE.level_sizes):
+            logits_WK = rng.normal(0, 2, (len(prefixes), size)).astype(np.float32)
+            log_probs_WK = logits_WK - np.log(np.exp(logits_WK).sum(-1, keepdims=True))
+            elsewhere.sum()
             began = time.thread_time()
-            best = view.best_children(prefixes, level, sums, some_WK, count=BEAM_WIDTH)
+            if level == 0:
+                view = trie.view.filtered(filters)
+            best = view.best_children(prefixes, level, sums, log_probs_WK, count=BEAM_WIDTH)
             spent_s += time.thread_time() - began
             prefixes, sums = best.prefix_C, best.log_probs_C
         found.append(1000 * spent_s / SPACE.num_levels)
-    return found[1:]  # the first fetches from memory what other turns pushed out of the caches
+    return found
 
 
 def _merge(trie: LiveTrie, before: int) -> tuple[float, int]:
@@ -197,23 +210,40 @@ def _merge(trie: LiveTrie, before: int) -> tuple[float, int]:
 
 
 def _writes(trie: LiveTrie, keys_N: Int64s, count: int) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of single inserts and removals."""
-    taken = set(keys_N.tolist()) if len(keys_N) < 100_000 else set()
-    rng, inserted, removed = np.random.default_rng(2), [], []
-    keys = [key for key in rng.integers(0, 1 << SPACE.bits, count).tolist() if key not in taken]
-    for number, semantic_id in enumerate(map(tuple, SPACE.unpack(np.array(keys)).tolist())):
-        name = f"n{number:010x}"
-        began = time.perf_counter()
-        try:
-            trie.insert(semantic_id, name, NOW_MS, channel="channel-1", language="l1")
-        except ValueError:
-            continue  # another holds it
-        inserted.append(1000 * (time.perf_counter() - began))
-    for number in range(0, len(keys_N), max(1, len(keys_N) // count)):
-        began = time.perf_counter()
-        trie.remove(video_id(number))
-        removed.append(1000 * (time.perf_counter() - began))
+    """Return the milliseconds of single inserts and removals, and leave a small overlay behind."""
+    rng, taken = np.random.default_rng(2), set(keys_N.tolist() if len(keys_N) < 100_000 else ())
+    half, inserted, removed = OVERLAY_MAX // 2, list[float](), list[float]()
+    for number in range(half):
+        _inserted_ms(trie, rng, taken, f"h{number:010x}")
+    for number in range(count):
+        took_ms = _inserted_ms(trie, rng, taken, f"n{number:010x}")
+        inserted += [] if took_ms is None else [took_ms]
+        if number % REMOVE_EVERY == 0:
+            turn = number // REMOVE_EVERY
+            old = video_id(turn * 7919 % len(keys_N)) if turn % 2 else f"h{turn % half:010x}"
+            began = time.perf_counter()
+            trie.remove(old)
+            removed.append(1000 * (time.perf_counter() - began))
+    trie.settle()
+    for number in range(LEFT_IN_OVERLAY):
+        _inserted_ms(trie, rng, taken, f"l{number:010x}")
     return inserted, removed
+
+
+def _inserted_ms(
+    trie: LiveTrie, rng: np.random.Generator, taken: set[int], name: str
+) -> float | None:
+    """Return how long one insert under a random semantic ID took; None where another video holds it."""
+    codes_L = [int(rng.integers(size)) for size in SPACE.level_sizes]
+    semantic_id = tuple(codes_L)
+    if int(SPACE.pack(np.array(semantic_id))) in taken:
+        return None
+    began = time.perf_counter()
+    try:
+        trie.insert(semantic_id, name, NOW_MS, channel="channel-1", language="l1")
+    except ValueError:
+        return None
+    return 1000 * (time.perf_counter() - began)
 
 
 def _timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
