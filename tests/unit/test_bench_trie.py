@@ -79,8 +79,9 @@ def test_writes_are_all_timed_and_undone_by_nothing() -> None:
     trie = filled(keys_N)
     inserted, removed = trie_run._writes(trie, keys_N, 50)
     assert 0 < len(inserted) <= 50
-    assert len(removed) == 50
-    assert len(trie) == 1000 + len(inserted) - 50
+    assert len(removed) == 13  # after every fourth
+    untimed = trie_run.OVERLAY_MAX // 2 + trie_run.LEFT_IN_OVERLAY
+    assert len(trie) == 1000 + untimed + len(inserted) - 13
 
 
 def test_figures_become_the_measures_of_the_report() -> None:
