@@ -194,6 +194,7 @@ def on_this_ray(settings: Settings) -> Settings:
     return with_values(settings, ray__address=ray.get_runtime_context().gcs_address)
 
 
+@pytest.mark.long
 def test_schedule_has_the_first_table_built_by_the_command_line_and_then_waits(
     ray_cluster: None, deployment: Deployment
 ) -> None:
