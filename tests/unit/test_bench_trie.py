@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.base_models import NANO_MODEL, SMOLLM2
 from models.semantic_id import SemanticIdSpace
-from models.trie import LiveTrie
+from models.trie import OVERLAY_MAX, LiveTrie
 from models.trie_filters import Filters
 from tests.bench import trie as bench
 from tests.bench.parts import trie_run
@@ -80,7 +80,7 @@ def test_writes_are_all_timed_and_undone_by_nothing() -> None:
     inserted, removed = trie_run._writes(trie, keys_N, 50)
     assert 0 < len(inserted) <= 50
     assert len(removed) == 13  # after every fourth
-    untimed = trie_run.OVERLAY_MAX // 2 + trie_run.LEFT_IN_OVERLAY
+    untimed = OVERLAY_MAX // 2 + trie_run.LEFT_IN_OVERLAY
     assert len(trie) == 1000 + untimed + len(inserted) - 13
 
 
