@@ -107,6 +107,8 @@ class CatalogueView:
             self.changes += len(changed)
             self._write_trie(changed)
             metrics.LIVE_VIDEOS.set(len(self.trie.view))
+            if (failure := self.trie.merge_failure) is not None:
+                log.error("trie_not_merged", error=str(failure))
 
     def _write_trie(self, changed: dict[str, SemanticIdAssigned | None]) -> None:
         for video_id, current in changed.items():

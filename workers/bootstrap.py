@@ -23,6 +23,7 @@ from infra.storage import ObjectStore
 from models.base_models import NANO_MODEL, find_base_model
 from models.codebook import CodebookManifest
 from models.quantizer import QuantizerConfig
+from models.trie import warm
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
@@ -90,6 +91,7 @@ def bootstrap(
     Raises:
         ConfigError: the timeline holds too little to fit a codebook or a model, or the base model cannot be used.
     """
+    warm()  # the trie's compiled search is on disk before training and serving want it, both at once
     config = config or BootstrapConfig()
     if settings.training.base_model != NANO_MODEL:
         find_base_model(settings.training.base_model)  # before anything that takes minutes

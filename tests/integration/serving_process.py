@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from infra.settings import Settings, as_environment
+from infra.kafka.broker import LocalBroker
+from infra.settings import Settings, as_environment, load_settings
+from streams.admin import create_topics
 from streams.client import TopicReader, flush, producer, send, wait_until
 from streams.codec import decode
 from streams.events import CheckpointPromoted
@@ -65,6 +68,23 @@ class Endpoint:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(condition, timeout_s=REACT_S, what=what)
+
+
+def new_settings(broker: LocalBroker, **more: str) -> Settings:
+    """Return settings with topics of their own, which are created; `more` names variables without their prefix."""
+    settings = load_settings(
+        {
+            "FRESHET_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            "FRESHET_KAFKA__TOPIC_PREFIX": f"t{uuid.uuid4().hex[:8]}.",
+            "FRESHET_KAFKA__PARTITIONS": "2",
+            "FRESHET_STORAGE__ROOT": "store",
+            "FRESHET_VAR_DIR": "var",
+            "FRESHET_SERVE__PORT": "0",
+        }
+        | {f"FRESHET_{name}": value for name, value in more.items()}
+    )
+    create_topics(settings.kafka)
+    return settings
 
 
 def start(settings: Settings, folder: Path) -> Endpoint:

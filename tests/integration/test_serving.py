@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,8 @@ import pytest
 
 from infra.clock import now_ms
 from infra.kafka.broker import LocalBroker
-from infra.settings import load_settings
 from infra.storage import ObjectStore
 from models.lrm import WEIGHTS
-from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import flush, producer, send
 from streams.events import (
@@ -45,7 +42,7 @@ from streams.topics import (
     SWAPS,
     WATCHES,
 )
-from tests.integration.serving_process import REACT_S, START_S, Endpoint, start
+from tests.integration.serving_process import REACT_S, START_S, Endpoint, new_settings, start
 from tests.tiny_serving import (
     NOON_MS,
     assigned,
@@ -63,17 +60,7 @@ REMOVED_WITHIN_S = 5
 def endpoint(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Thirty videos and a viewer who has watched two of them; no model yet."""
     folder = tmp_path_factory.mktemp("serving")
-    settings = load_settings(
-        {
-            "FRESHET_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
-            "FRESHET_KAFKA__TOPIC_PREFIX": f"t{uuid.uuid4().hex[:8]}.",
-            "FRESHET_KAFKA__PARTITIONS": "2",
-            "FRESHET_STORAGE__ROOT": "store",
-            "FRESHET_VAR_DIR": "var",
-            "FRESHET_SERVE__PORT": "0",
-        }
-    )
-    create_topics(settings.kafka)
+    settings = new_settings(broker)
     publish_tiny_codebook(ObjectStore(str(folder / "store")))
     client = producer(settings.kafka)
     for number in range(NUM_VIDEOS):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,19 +18,17 @@ import psutil
 import pytest
 
 from infra.kafka.broker import LocalBroker
-from infra.settings import load_settings
 from infra.storage import ObjectStore, sha256_of
 from models.lrm import WEIGHTS, Lrm, load_lrm
 from models.prompts import Ask
 from models.recommend import Request, recommend
 from models.surface_adapters import load_adapter
 from models.trie import LiveTrie
-from streams.admin import create_topics
 from streams.catalogue import semantic_id_key
 from streams.client import flush, producer, send
 from streams.events import TWO_TOWER_CLUSTER, SwapReported
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SWAPS
-from tests.integration.serving_process import REACT_S, START_S, Endpoint, start
+from tests.integration.serving_process import REACT_S, START_S, Endpoint, new_settings, start
 from tests.tiny_serving import (
     SPACE,
     assigned,
@@ -73,18 +70,7 @@ class Asked:
 def endpoint(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Two replicas with the first model, which has no adapters."""
     folder = tmp_path_factory.mktemp("swaps")
-    settings = load_settings(
-        {
-            "FRESHET_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
-            "FRESHET_KAFKA__TOPIC_PREFIX": f"t{uuid.uuid4().hex[:8]}.",
-            "FRESHET_KAFKA__PARTITIONS": "2",
-            "FRESHET_STORAGE__ROOT": "store",
-            "FRESHET_VAR_DIR": "var",
-            "FRESHET_SERVE__PORT": "0",
-            "FRESHET_SERVE__REPLICAS": str(REPLICAS),
-        }
-    )
-    create_topics(settings.kafka)
+    settings = new_settings(broker, SERVE__REPLICAS=str(REPLICAS))
     publish_tiny_codebook(ObjectStore(str(folder / "store")))
     client = producer(settings.kafka)
     for video in VIDEOS.values():

@@ -181,7 +181,9 @@ def echo_url() -> Iterator[str]:
 def load(echo_url: str, tmp_path: Path) -> Load:
     program = shutil.which("vegeta") or shutil.which("vegeta", path=str(TOOLS))
     if program is None:
-        pytest.skip("Vegeta is not there yet; the benchmark builds it")
+        pytest.skip(
+            "NOT RUN: Vegeta is not on PATH; `make bench NAME=overload` builds it with Go, or says what to install"
+        )
     return Load(program, echo_url, request_bodies([{"k": k} for k in range(5)]), tmp_path)
 
 

@@ -7,53 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from models.beam_search import Candidate, beam_search
 from models.semantic_id import SemanticId, SemanticIdSpace
-from models.trie import LiveTrie, TrieView
+from models.trie import TrieView
 from models.trie_filters import Filters
+from tests import search_factories
+from tests.search_factories import PAD_TOKEN_ID, random_model
 
 SPACE = SemanticIdSpace(codebook_version=1, codebook_sizes=(8, 6, 4), disambiguation_size=2)
 NUM_SEMANTIC_IDS = 8 * 6 * 4 * 2
 NUM_TEXT_TOKENS = 30
-PAD_TOKEN_ID = 0
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 11, 12], [20], [3, 1, 4, 1, 5]]
-
-
-def level_token_ids(space: SemanticIdSpace) -> list[torch.Tensor]:
-    """Give the codes descending token ids, so that code and token are not mixed up unseen."""
-    first, blocks = NUM_TEXT_TOKENS, []
-    for size in space.level_sizes:
-        blocks.append(torch.arange(first, first + size).flip(0))
-        first += size
-    return blocks
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=NUM_TEXT_TOKENS + sum(SPACE.level_sizes),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        # Random weights of the usual 0.02 make every continuation about as likely as any other.
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD_TOKEN_ID,
-    )
-    return LlamaForCausalLM(config).eval()
+    return random_model(SPACE, NUM_TEXT_TOKENS)
 
 
 def view_of(semantic_ids: Sequence[SemanticId], space: SemanticIdSpace = SPACE) -> TrieView:
-    trie = LiveTrie(space)
-    names = [str(semantic_id) for semantic_id in semantic_ids]
-    trie.insert_many(semantic_ids, names, [0] * len(names))
-    return trie.view
+    return search_factories.view_of(semantic_ids, space)
+
+
+def level_token_ids(space: SemanticIdSpace) -> list[torch.Tensor]:
+    return search_factories.level_token_ids(space, NUM_TEXT_TOKENS)
 
 
 def some_semantic_ids(count: int, seed: int = 0) -> list[SemanticId]:

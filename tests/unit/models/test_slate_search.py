@@ -7,44 +7,26 @@ from itertools import permutations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from models.beam_search import beam_search
 from models.semantic_id import SemanticId, SemanticIdSpace
 from models.slate_search import Slate, slate_search
-from models.trie import LiveTrie, TrieView
+from models.trie import TrieView
 from models.trie_filters import Filters
+from tests.search_factories import PAD_TOKEN_ID, level_token_ids, random_model, view_of
 
 SPACE = SemanticIdSpace(codebook_version=1, codebook_sizes=(4, 3), disambiguation_size=2)
 LIVE: list[SemanticId] = [(0, 0, 0), (0, 0, 1), (0, 2, 0), (1, 1, 0), (3, 0, 0), (3, 2, 1)]
 NUM_TEXT_TOKENS = 20
-PAD_TOKEN_ID = 0
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
 SEPARATORS = [[], [3], [4, 2]]
-BLOCKS = [torch.arange(20, 24).flip(0), torch.arange(24, 27).flip(0), torch.arange(27, 29).flip(0)]
+BLOCKS = level_token_ids(SPACE, NUM_TEXT_TOKENS)
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=NUM_TEXT_TOKENS + sum(SPACE.level_sizes),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD_TOKEN_ID,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def view_of(semantic_ids: Sequence[SemanticId]) -> TrieView:
-    trie = LiveTrie(SPACE)
-    trie.insert_many(semantic_ids, [str(one) for one in semantic_ids], [0] * len(semantic_ids))
-    return trie.view
+    return random_model(SPACE, NUM_TEXT_TOKENS)
 
 
 def search(
@@ -96,7 +78,7 @@ def test_slate_search_of_full_width_equals_exhaustive_scoring(
     model: LlamaForCausalLM, length: int, separator: list[int]
 ) -> None:
     live = [LIVE, LIVE[:4], LIVE[2:]]
-    found = search(model, [view_of(one) for one in live], length=length, separator=separator)
+    found = search(model, [view_of(one, SPACE) for one in live], length=length, separator=separator)
     for slates, prompt, semantic_ids in zip(found, PROMPTS, live, strict=True):
         expected = exhaustive(model, prompt, semantic_ids, length, separator)
         answers = [tuple(one.semantic_id for one in slate.candidates) for slate in slates]
@@ -110,7 +92,7 @@ def test_slate_search_of_full_width_equals_exhaustive_scoring(
 
 
 def test_slate_search_for_one_equals_beam_search(model: LlamaForCausalLM) -> None:
-    views = [view_of(LIVE), view_of(LIVE[:2])]
+    views = [view_of(LIVE, SPACE), view_of(LIVE[:2], SPACE)]
     found = beam_search(
         model,
         PROMPTS[:2],
@@ -128,7 +110,7 @@ def test_slate_search_for_one_equals_beam_search(model: LlamaForCausalLM) -> Non
 def test_slate_never_repeats_a_video_however_narrow_the_search(
     model: LlamaForCausalLM, beam_width: int
 ) -> None:
-    [slates] = search(model, [view_of(LIVE)], length=len(LIVE), beam_width=beam_width)
+    [slates] = search(model, [view_of(LIVE, SPACE)], length=len(LIVE), beam_width=beam_width)
     assert slates
     for slate in slates:
         assert sorted(one.semantic_id for one in slate.candidates) == sorted(LIVE)
@@ -138,7 +120,7 @@ def test_slate_longer_than_what_passes_is_none_and_holds_nothing_else(
     model: LlamaForCausalLM,
 ) -> None:
     """When nothing is left that may follow, a beam ends; it is never let go anywhere."""
-    view = view_of(LIVE)
+    view = view_of(LIVE, SPACE)
     filtered = view.filtered(Filters(excluded_video_ids=[str(one) for one in LIVE[2:]]))
     short, whole = search(model, [filtered, view], length=3)
     assert short == []
@@ -148,4 +130,4 @@ def test_slate_longer_than_what_passes_is_none_and_holds_nothing_else(
 
 def test_slate_of_no_length_is_refused(model: LlamaForCausalLM) -> None:
     with pytest.raises(ValueError, match="length of 0"):
-        search(model, [view_of(LIVE)], length=0)
+        search(model, [view_of(LIVE, SPACE)], length=0)
