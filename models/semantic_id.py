@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class SemanticIdSpace:
                 f"level sizes {self.level_sizes} need {self.bits} bits; a packed semantic ID has 63"
             )
 
-    @property
+    @cached_property
     def level_sizes(self) -> tuple[int, ...]:
         """Codes per level, the disambiguation level last."""
         return (*self.codebook_sizes, self.disambiguation_size)
@@ -46,12 +47,17 @@ class SemanticIdSpace:
         """Levels with the disambiguation level."""
         return len(self.codebook_sizes) + 1
 
-    @property
+    @cached_property
     def level_bits(self) -> tuple[int, ...]:
         """Bits of each level in a packed key."""
         return tuple(max(1, (size - 1).bit_length()) for size in self.level_sizes)
 
-    @property
+    @cached_property
+    def bits_below(self) -> tuple[int, ...]:
+        """Bits of a packed key that are left behind the first 0, 1, … levels; 0 behind all."""
+        return tuple(sum(self.level_bits[level:]) for level in range(self.num_levels + 1))
+
+    @cached_property
     def bits(self) -> int:
         """Bits of a packed key."""
         return sum(self.level_bits)

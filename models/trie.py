@@ -57,7 +57,7 @@ class TrieView:
         """See these entries through all of the filters."""
         self.space = space
         self._entries, self._filters = entries, filters
-        self._below = (*np.cumsum(space.level_bits[::-1])[::-1].tolist(), 0)
+        self._below = space.bits_below
         self._resolved: tuple[State, Sieve] | None = None
 
     def __len__(self) -> int:
@@ -167,22 +167,17 @@ class TrieView:
         if repeated_WX is None:
             repeated_WX = np.empty((len(prefixes_W), 0), np.int64)
         bits, most_W = self.space.level_bits[level], log_probs_W + log_probs_WK.max(1)
-        order_W = np.argsort(-most_W, kind="stable")
+        order_W = np.argsort(-most_W)
         scores_C = np.empty(count, np.float64)
-        prefix_C, row_C = np.empty((2, count), np.int64)
+        prefix_C, row_C, code_C = np.empty((3, count), np.int64)
         found = best_children(
             state.base.segment, state.overlay.segment, sieve,
             prefixes_W, self.space.bits, self._below[level], bits,
-            order_W, log_probs_W, log_probs_WK, most_W, _likely(log_probs_WK[order_W[:1]], count),
+            order_W, log_probs_W, log_probs_WK, most_W,
             _plain(repeated_WX, np.int64), np.empty((log_probs_WK.shape[1], 3), np.int64),
-            np.empty(4, np.int64), scores_C, prefix_C, row_C,
+            np.empty(4, np.int64), scores_C, prefix_C, row_C, code_C,
         )  # fmt: skip
-        order = np.lexsort((row_C[:found], prefix_C[:found]))
-        row_C, prefix_C = row_C[order], prefix_C[order]
-        code_C = prefix_C & ((1 << bits) - 1)
-        return BestChildren(
-            row_C, code_C, prefix_C, log_probs_W[row_C] + log_probs_WK[row_C, code_C]
-        )
+        return BestChildren(row_C[:found], code_C[:found], prefix_C[:found], scores_C[:found])
 
     def _ranges(self, state: State, prefixes_W: Int64s, level: int) -> Int64s:
         ranges_W4 = np.empty((len(prefixes_W), 4), np.int64)
@@ -341,12 +336,6 @@ def warm() -> None:
     assert view
     assert len(view) == 1
     trie.remove("a")
-
-
-def _likely(log_probs_1K: NDArray[np.float32], count: int) -> float:
-    """Return the least of the `count` greatest."""
-    at = log_probs_1K.size - count
-    return float(np.partition(log_probs_1K, at, axis=None)[at]) if at > 0 else -np.inf
 
 
 def _plain(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:

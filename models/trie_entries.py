@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -195,8 +195,7 @@ class Entries:
 
     def _sieve(self, state: State, filters: Sequence[Filters]) -> Sieve:
         oldest_ms = [each.uploaded_after_ms for each in filters]
-        excluded = {one for each in filters for one in each.excluded_video_ids}
-        keys = {key for key in self._keys_of(state, list(excluded)) if key is not None}
+        keys_E = [self._excluded_keys(state, each.excluded_video_ids) for each in filters]
         channels = {self._channels.get(one) for each in filters for one in each.excluded_channels}
         passes = np.ones(len(self._languages), np.uint8)
         asked = [each.languages for each in filters if each.languages]
@@ -209,12 +208,21 @@ class Entries:
         bits = np.unique(np.minimum(np.flatnonzero(passes), OWN_BITS)).tolist() if asked else []
         return Sieve(
             max((ms for ms in oldest_ms if ms is not None), default=_ANY_TIME),
-            np.array(sorted(keys), np.int64),
+            np.sort(keys_E[0] if len(keys_E) == 1 else np.concatenate(keys_E)),
             np.array(sorted(number for number in channels if number is not None), np.int32),
             bool(asked),
             passes,
             np.uint64(sum(1 << bit for bit in bits)),
         )
+
+    def _excluded_keys(self, state: State, video_ids: Collection[str]) -> Array:
+        """Return the keys of those that are live, in no order; right under the condition of `_keys_of`."""
+        in_overlay = [key for key in map(self._overlay_keys.get, video_ids) if key is not None]
+        keys_E = np.array(in_overlay, np.int64)
+        if len(video_ids) == len(in_overlay) or len(state.base.segment.keys_N) == 0:
+            return keys_E
+        found_E = find(state.base, list(video_ids))  # none that the overlay holds: those are dead
+        return np.concatenate([keys_E, state.base.segment.keys_N[found_E[found_E >= 0]]])
 
     def _keys_of(self, state: State, video_ids: Sequence[str]) -> list[int | None]:
         """Return the videos' live keys, right if `state` is the newest before and after."""

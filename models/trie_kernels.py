@@ -307,6 +307,50 @@ def _offer(
 
 
 @njit(cache=True, nogil=True, _nrt=False)
+def _sort_best(row_C: Array, prefix_C: Array, count: int) -> None:
+    """Put the first `count` in the order of (prefix, row); a few, which a binary search would not help."""
+    for at in range(1, count):
+        prefix, row, place = prefix_C[at], row_C[at], at
+        while place > 0 and (
+            prefix_C[place - 1] > prefix
+            or (prefix_C[place - 1] == prefix and row_C[place - 1] > row)
+        ):
+            prefix_C[place], row_C[place] = prefix_C[place - 1], row_C[place - 1]
+            place -= 1
+        prefix_C[place], row_C[place] = prefix, row
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _least_of_best(values_K: Array, best_C: Array) -> float:
+    """Return the least of the greatest, as many as `best_C` has places, which it fills; without that many, the least.
+
+    A value that is no number is none of the greatest.
+    """
+    count, size = 0, len(best_C)
+    for at in range(len(values_K)):
+        value = np.float64(values_K[at])
+        if count < size and value == value:
+            place = count
+            count += 1
+            while place > 0 and value < best_C[(place - 1) >> 1]:
+                best_C[place] = best_C[(place - 1) >> 1]
+                place = (place - 1) >> 1
+            best_C[place] = value
+        elif count == size and value > best_C[0]:
+            place = 0
+            while 2 * place + 1 < size:
+                child = 2 * place + 1
+                if child + 1 < size and best_C[child + 1] < best_C[child]:
+                    child += 1
+                if best_C[child] >= value:
+                    break
+                best_C[place] = best_C[child]
+                place = child
+            best_C[place] = value
+    return best_C[0] if count else -np.inf
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def _list_codes(
     keys_N: Array, new_keys_N: Array, range_4: Array, shift: int, mask: int, listed_K3: Array
 ) -> int:
@@ -342,24 +386,24 @@ def _is_in(values: Array, wanted: int) -> bool:
 @njit(cache=True, nogil=True, _nrt=False)
 def _best_of_row(
     base: Segment, overlay: Segment, sieve: Sieve, range_4: Array, row: int, prefix: int, begun: float,
-    log_probs_K: Array, likely: float, bits: int, shift: int, repeated_X: Array, listed_K3: Array,
+    log_probs_K: Array, bits: int, shift: int, repeated_X: Array, listed_K3: Array,
     scores_C: Array, prefix_C: Array, row_C: Array, count: int,
 ) -> int:  # fmt: skip
     """Put the allowed children of one row among the best; return how many these are then.
 
-    At first, codes are gone through in two sweeps, those of `likely` or more before the others: where these are enough,
-    no entry has to be looked at for the rest. What is kept is the same in any order.
+    At first, codes are gone through in two sweeps, as many of the likeliest as are wanted before the others: where
+    these are enough, no entry has to be looked at for the rest. What is kept is the same in any order.
     """
     keys_N, starts_P, bucket_shift = base.keys_N, base.starts_P, base.bucket_shift
     new_keys_N, size = overlay.keys_N, len(scores_C)
     first = last = range_4[0]
     new_first = new_last = range_4[2]
-    num_listed, sweeps = len(log_probs_K), 1
+    num_listed, sweeps, likely = len(log_probs_K), 1, -np.inf
     by_code = 2 * (range_4[1] - first + range_4[3] - new_first) > num_listed
     if not by_code:
         num_listed = _list_codes(keys_N, new_keys_N, range_4, shift, (1 << bits) - 1, listed_K3)
     elif count == 0:
-        sweeps = 2
+        sweeps, likely = 2, _least_of_best(log_probs_K, scores_C)
     for turn in range(sweeps * num_listed):
         place = turn if turn < num_listed else turn - num_listed
         code = place
@@ -396,16 +440,15 @@ def _best_of_row(
 @njit(cache=True, nogil=True, _nrt=False)
 def best_children(
     base: Segment, overlay: Segment, sieve: Sieve, prefixes_W: Array, all_bits: int, below: int,
-    bits: int, order_W: Array, log_probs_W: Array, log_probs_WK: Array, most_W: Array, likely: float,
+    bits: int, order_W: Array, log_probs_W: Array, log_probs_WK: Array, most_W: Array,
     repeated_WX: Array, listed_K3: Array, range_4: Array,
-    scores_C: Array, prefix_C: Array, row_C: Array,
+    scores_C: Array, prefix_C: Array, row_C: Array, code_C: Array,
 ) -> int:  # fmt: skip
-    """Fill in the best allowed children of all rows, in no order; return how many there are.
+    """Fill in the best allowed children of all rows, by (prefix, row); return how many there are.
 
     Rows are gone through in `order_W`, best first, so that few children have to be looked for; one whose greatest sum,
-    of `most_W`, is worse than all that are kept is passed over. `likely` decides nothing but the order in which
-    codes of the first row are tried. Where a row has more entries than half the codes, its codes are gone through, else
-    its entries. A score that is no number ranks last.
+    of `most_W`, is worse than all that are kept is passed over. Where a row has more entries than half the codes, its
+    codes are gone through, else its entries. A score that is no number ranks last, and is filled in as it is.
     """
     count = 0
     for row in order_W:
@@ -416,9 +459,13 @@ def best_children(
             continue
         count = _best_of_row(
             base, overlay, sieve, range_4, row, prefixes_W[row], log_probs_W[row],
-            log_probs_WK[row], likely, bits, below - bits, repeated_WX[row], listed_K3,
+            log_probs_WK[row], bits, below - bits, repeated_WX[row], listed_K3,
             scores_C, prefix_C, row_C, count,
         )  # fmt: skip
+    _sort_best(row_C, prefix_C, count)
+    for at in range(count):
+        row, code = row_C[at], prefix_C[at] & ((1 << bits) - 1)
+        code_C[at], scores_C[at] = code, log_probs_W[row] + log_probs_WK[row, code]
     return count
 
 

@@ -3,9 +3,9 @@
 A step is one level of a beam search of 50 behind a prompt of 700 tokens: the forward of 50 tokens and the log-probs of
 the level's codes. What the constraint adds is `TrieView.best_children`, the whole choice of the best allowed beams,
 averaged over the levels, for a viewer who has watched a hundred videos: each search looks those up anew, walks beams
-of its own, and finds at each level caches that hold something else, as after a forward. Both are timed by the CPU-time
-of the one thread that they run in, in turns, so that what else the machine does falls on both; each is the median of
-all its turns, none left out.
+of its own, and finds at each level caches out of which a forward's worth of memory has pushed the trie, and in which
+the log-probs are the newest. Both are timed by the CPU-time of the one thread that they run in, in turns, so that what
+else the machine does falls on both; each is the median of all its turns, none left out.
 
 Writes begin behind an overlay that is half full, which they fill, so that a merge of everything runs during the last of
 them. After every fourth insert a video is removed, by turns one of the base and one of the overlay.
@@ -183,9 +183,9 @@ def mask_ms(trie: LiveTrie, filters: Filters, *, seed: int, repeats: int = 3) ->
     for _ in range(repeats):
         prefixes, sums, spent_s = np.zeros(1, np.int64), np.zeros(1), 0.0
         for level, size in enumerate(SPACE.level_sizes):
+            elsewhere.sum()
             logits_WK = rng.normal(0, 2, (len(prefixes), size)).astype(np.float32)
             log_probs_WK = logits_WK - np.log(np.exp(logits_WK).sum(-1, keepdims=True))
-            elsewhere.sum()
             began = time.thread_time()
             if level == 0:
                 view = trie.view.filtered(filters)
