@@ -238,9 +238,7 @@ def children(
             code, code_end, new_code_end = _next_code(
                 base, at, end, overlay, new_at, new_end, shift, mask
             )
-            if _any_passes(
-                base, at, code_end, overlay, new_at, new_code_end, sieve, nothing_X
-            ):  # fmt: skip
+            if _any_passes(base, at, code_end, overlay, new_at, new_code_end, sieve, nothing_X):
                 row_C[count] = row
                 prefix_C[count] = prefixes_W[row] << bits | code
                 count += 1
@@ -311,10 +309,7 @@ def _sort_best(row_C: Array, prefix_C: Array, count: int) -> None:
     """Put the first `count` in the order of (prefix, row); a few, which a binary search would not help."""
     for at in range(1, count):
         prefix, row, place = prefix_C[at], row_C[at], at
-        while place > 0 and (
-            prefix_C[place - 1] > prefix
-            or (prefix_C[place - 1] == prefix and row_C[place - 1] > row)
-        ):
+        while place > 0 and (prefix_C[place - 1], row_C[place - 1]) > (prefix, row):
             prefix_C[place], row_C[place] = prefix_C[place - 1], row_C[place - 1]
             place -= 1
         prefix_C[place], row_C[place] = prefix, row
@@ -373,14 +368,6 @@ def _list_codes(
         listed_K3[count, 2] = new_at
         count += 1
     return count
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def _is_in(values: Array, wanted: int) -> bool:
-    found = False
-    for each in values:
-        found |= each == wanted
-    return found
 
 
 @njit(cache=True, nogil=True, _nrt=False)
