@@ -5,10 +5,8 @@ Knows nothing of how the table came here, and what is done where it has no answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Set
-from typing import Any, NamedTuple
-
-from pydantic import TypeAdapter
+from collections.abc import Collection, Mapping, Set
+from typing import Final, NamedTuple
 
 from infra.settings import TableRoute
 from models.offline_table import OfflineTable
@@ -17,14 +15,9 @@ from models.trie_filters import NO_FILTERS, Filters
 from serve.schemas import RecommendationRequest, RecommendedItem
 from streams.events import SemanticIdAssigned
 
-SOURCE = "table"
+SOURCE: Final = "table"
 PIECES_MAX = 200_000
 """Videos whose part of an item is kept: some 200 bytes each."""
-
-_items: Callable[[list[dict[str, Any]]], tuple[RecommendedItem, ...]] = TypeAdapter(
-    tuple[RecommendedItem, ...]
-).validator.validate_python
-"""All items of an answer in one call: half the time of one after the other."""
 
 
 def routes_to_table(
@@ -95,7 +88,7 @@ class TableAnswers:
             excluded = frozenset(excluded)
         is_plain = not (filters.excluded_channels or filters.languages)
         is_plain = is_plain and filters.uploaded_after_ms is None
-        found: list[dict[str, Any]] = []
+        found: list[RecommendedItem] = []
         pieces = self._pieces
         for video_id, log_prob in table.entries(context_video_id):
             video = videos.get(video_id)
@@ -107,19 +100,11 @@ class TableAnswers:
             if piece is None or piece.video is not video:  # an edit is another object
                 piece = self._make(video)
             _, title, semantic_id, upload_time_ms = piece
-            found.append(
-                {
-                    "video_id": video_id,
-                    "semantic_id": semantic_id,
-                    "score": log_prob,
-                    "title": title,
-                    "age_s": (now_ms - upload_time_ms) / 1000 if now_ms > upload_time_ms else 0.0,
-                    "source": SOURCE,
-                }
-            )
+            age_s = (now_ms - upload_time_ms) / 1000 if now_ms > upload_time_ms else 0.0
+            found.append(RecommendedItem(video_id, semantic_id, log_prob, title, age_s, SOURCE))
             if len(found) == k:
                 break
-        return _items(found)
+        return tuple(found)
 
     def _make(self, video: SemanticIdAssigned) -> _Piece:
         piece = _Piece(

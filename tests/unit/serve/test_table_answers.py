@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ def test_item_says_what_the_catalogue_says_now() -> None:
         return answers.items(TABLE, "v-0", k=1, videos=videos, now_ms=now_ms)[0]
 
     found = first(VIDEOS, NOON_MS)
-    assert found.model_dump() == {
+    assert asdict(found) == {
         "video_id": "v-1", "semantic_id": "A1 B0 C0", "score": -0.5, "title": "Video 1",
         "age_s": 3600.0, "source": "table",
     }  # fmt: skip
