@@ -20,6 +20,7 @@ from typing import Any
 
 from infra.storage import ObjectStore
 from serve.adapters import Adapters, is_adapter
+from serve.giving_way import in_turn
 from serve.live_items import LiveItems
 from serve.model_bundles import (
     ModelBundle,
@@ -42,6 +43,8 @@ from streams.events import (
     SwapReported,
 )
 
+TURNS = "loading.lock"
+
 
 class ModelSlots:
     """Holds the models that answer and the ones before them; one thread writes, many read."""
@@ -61,7 +64,7 @@ class ModelSlots:
             store: holds the checkpoints.
             catalogue: whose codebook_version every model must speak, and whose videos a new model is tried on.
             replica: who reports the swaps.
-            cache: folder for copies out of a remote store.
+            cache: folder for copies out of a remote store; replicas that share it load one at a time.
             beam_width: as requests search with.
         """
         space = catalogue.trie.view.space
@@ -69,14 +72,15 @@ class ModelSlots:
         trial = Trial(catalogue, beam_width=beam_width)
         self._log = SwapLog(replica=replica)
         self._adapters = Adapters(files, trial, self._log)
-        self._load_base = lrm_loader(files, trial, space)
+        turns = cache / TURNS
+        self._load_base = in_turn(lrm_loader(files, trial, space), turns)
         self._lrm = Slot(self._loaded_with_adapters, self._log)
         self._items = {name: LiveItems(catalogue) for name in (TWO_TOWER_CLUSTER, TWO_TOWER_HASH)}
         self._two_towers: dict[str, Slot[RetrieverBundle]] = {
-            name: Slot(retriever_loader(files, items), self._log)
+            name: Slot(in_turn(retriever_loader(files, items), turns), self._log)
             for name, items in self._items.items()
         }
-        self._tables = Slot(table_loader(files), self._log)
+        self._tables = Slot(in_turn(table_loader(files), turns), self._log)
         self._held: list[CheckpointPromoted] = []
 
     @property
