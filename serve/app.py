@@ -7,6 +7,7 @@ Everything that can be said without Ray is said elsewhere: requests in `serve.re
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import json
 import logging
@@ -75,6 +76,9 @@ class RecommenderDeployment:
         self._replica = Replica(settings, name=name)
         # One that starts beside others is asked nothing until it knows what they know.
         self._replica.catch_up(timeout_s=CATCH_UP_S)
+        # The collector would look at all of that again and again, under Python's lock.
+        gc.collect()
+        gc.freeze()
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         """Answer a request."""
