@@ -67,15 +67,15 @@ async def test_request_whose_replica_is_lost_is_answered_by_another(
     lost: Sequence[Exception],
 ) -> None:
     handle = ScriptedHandle(*lost, "answered")
-    assert await replicas(handle).metrics() == "answered"
+    assert await replicas(handle).status() == "answered"
     assert len(handle.responses) == len(lost) + 1
-    assert handle.methods == {"metrics"}
+    assert handle.methods == {"status"}
 
 
 async def test_request_that_kills_every_replica_is_given_up_before_all_are_dead() -> None:
     handle = ScriptedHandle(DIED)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert refused.value.status_code == 503
     assert refused.value.headers == {"Retry-After": "1"}
     assert len(handle.responses) == DEATHS_MAX
@@ -84,7 +84,7 @@ async def test_request_that_kills_every_replica_is_given_up_before_all_are_dead(
 async def test_request_beyond_the_queue_is_refused_at_once_with_a_time_to_come_back() -> None:
     handle = ScriptedHandle(FULL)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert (refused.value.status_code, refused.value.headers) == (429, {"Retry-After": "1"})
     assert len(handle.responses) == 1
 
@@ -95,7 +95,7 @@ async def test_request_without_an_answer_at_its_deadline_is_refused_by_who_lives
 ) -> None:
     handle = ScriptedHandle(outcome)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle, deadline_s=0.05).metrics()
+        await replicas(handle, deadline_s=0.05).status()
     assert refused.value.status_code == status
     assert handle.responses[-1].cancelled is (outcome == NEVER)
 
@@ -103,7 +103,7 @@ async def test_request_without_an_answer_at_its_deadline_is_refused_by_who_lives
 async def test_bug_in_a_replica_is_not_tried_again() -> None:
     handle = ScriptedHandle(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert len(handle.responses) == 1
 
 
@@ -146,7 +146,7 @@ async def test_caller_that_goes_away_takes_its_request_back() -> None:
         for _ in range(2):
             await receive()
         began.set()
-        await backend.metrics()
+        await backend.status()
 
     caller = Caller()
     call = CancelOnDisconnect(ask)({"type": "http"}, caller.receive, caller.send)
