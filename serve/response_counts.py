@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import metrics
@@ -20,8 +21,10 @@ class ResponseCounts:
     """Counts and times every answer of an app by the template of its route: paths have ids in them."""
 
     def __init__(self, app: ASGIApp, *, routes: tuple[str, ...]) -> None:
-        """Begin with zeros for what objectives are made of, on these routes."""
+        """Tell these templates apart, and begin with zeros for what objectives are made of."""
         self._app = app
+        # By ourselves: of a router within an app, the matched route does not know its prefix.
+        self._routes = [(compile_path(route)[0], route) for route in routes]
         for route in routes:
             for code in ANSWERS:
                 metrics.RESPONSES.labels(route, code)
@@ -45,7 +48,10 @@ class ResponseCounts:
             code = FAILED
             raise
         finally:
-            route = getattr(scope.get("route"), "path", OTHER)
+            route = self._route_of(scope["path"])
             metrics.RESPONSES.labels(route, code).inc()
             if code != GONE:
                 metrics.RESPONSE_SECONDS.labels(route).observe(time.monotonic() - started)
+
+    def _route_of(self, path: str) -> str:
+        return next((route for pattern, route in self._routes if pattern.match(path)), OTHER)

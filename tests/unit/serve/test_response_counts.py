@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException
 from httpx import ASGITransport, AsyncClient
 from prometheus_client import REGISTRY
 from starlette.types import Message
@@ -18,9 +18,9 @@ ROUTE = "/v1/videos/{video_id}"
 
 @pytest.fixture
 def app() -> FastAPI:
-    app = FastAPI()
+    app, router = FastAPI(), APIRouter()
 
-    @app.get(ROUTE)
+    @router.get(ROUTE.removeprefix("/v1"))
     async def video(video_id: str) -> str:
         if video_id == "busy":
             raise HTTPException(429)
@@ -30,6 +30,7 @@ def app() -> FastAPI:
             await asyncio.Event().wait()
         return video_id
 
+    app.include_router(router, prefix="/v1")
     app.add_middleware(ResponseCounts, routes=(ROUTE,))
     return app
 
