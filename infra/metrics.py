@@ -1,11 +1,21 @@
 """Every Prometheus metric of Freshet, in one place; ids of users and videos are never labels.
 
-Names are `freshet_<subsystem>_<what>_<unit>[_total]`; buckets contain the objectives (5 s, 60 s, 300 s) exactly.
+Names are `freshet_<subsystem>_<what>_<unit>[_total]`; buckets contain the objectives (5 s, 60 s, 300 s) exactly. Ages
+are exported as times, and taken in PromQL: the age of a process that is gone grows on. What an alert counts exists from
+the start, at zero: Prometheus cannot see the first step of a series that begins with it.
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
+
+disable_created_metrics()  # a second series for each counter and histogram, which nobody reads
 
 STAGE_BUCKETS_S = (
     0.05,
@@ -133,11 +143,54 @@ SEARCH_BATCH = Histogram(
 SWAPS = Counter(
     "freshet_serving_swaps_total", "Checkpoint swaps, by model and outcome.", ["model", "outcome"]
 )
+SERVED_VERSION = Gauge("freshet_serving_model_version", "The version that answers.", ["model_name"])
+SERVED_PROMOTED = Gauge(
+    "freshet_serving_model_promoted_timestamp_seconds",
+    "When the version that answers was promoted.",
+    ["model_name"],
+)
+SERVED_TRAINED_UNTIL = Gauge(
+    "freshet_serving_model_trained_until_timestamp_seconds",
+    "Event time of the newest watch that the version that answers has learned.",
+    ["model_name"],
+)
 LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
 IMPRESSIONS = Counter(
     "freshet_freshness_impressions_total",
     "Impressions, by arm, surface and whether the video was new.",
     ["arm", "surface", "new"],
+)
+# What the freshness worker finds over its window, by arm.
+NEW_VIDEOS_SHOWN = Gauge(
+    "freshet_freshness_new_videos_shown_ratio",
+    "Share of new videos that were shown at least once.",
+    ["arm"],
+)
+THRESHOLD_REACHED = Gauge(
+    "freshet_freshness_threshold_reached_ratio",
+    "Share of new videos that reached the view threshold within the window.",
+    ["arm"],
+)
+TIME_TO_THRESHOLD = Gauge(
+    "freshet_freshness_time_to_threshold_seconds",
+    "Seconds from upload to the view threshold, of the videos that reached it.",
+    ["arm", "quantile"],
+)
+EFFECTIVE_VOCABULARY = Gauge(
+    "freshet_freshness_effective_vocabulary_videos",
+    "Videos that make 95 % of the impressions.",
+    ["arm"],
+)
+CLICKS_PER_IMPRESSION = Gauge(
+    "freshet_freshness_clicks_per_impression", "Watches that came of an impression.", ["arm"]
+)
+LIKES_PER_IMPRESSION = Gauge(
+    "freshet_freshness_likes_per_impression", "Likes that came of an impression.", ["arm"]
+)
+TRAINED_UNTIL = Gauge(
+    "freshet_freshness_trained_until_timestamp_seconds",
+    "Event time of the newest watch that a promoted model has learned.",
+    ["model_name"],
 )
 COVERAGE = Gauge(
     "freshet_freshness_coverage_ratio",
@@ -151,6 +204,26 @@ DELAY_QUANTILE = Gauge(
 )
 MODEL_VERSION = Gauge(
     "freshet_freshness_model_version", "The version that was swapped to last.", ["model_name"]
+)
+RESPONSES = Counter(
+    "freshet_ingress_responses_total",
+    "What callers got, by route and status code; code gone is a caller that did not wait.",
+    ["route", "code"],
+)
+RESPONSE_SECONDS = Histogram(
+    "freshet_ingress_response_seconds",
+    "Seconds from a request to its answer, the wait for a replica included.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+)
+REPLICAS_WANTED = Gauge("freshet_ingress_replicas_wanted", "Replicas that there should be.")
+REPLICAS_ANSWERING = Gauge(
+    "freshet_ingress_replicas_answering", "Replicas whose metrics are in this answer."
+)
+CONSUMER_LAG = Gauge(
+    "freshet_consumer_lag_records",
+    "Records of a topic that this process has yet to finish, of the partitions that it has.",
+    ["topic"],
 )
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."

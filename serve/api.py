@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from serve.body_limits import MAX_BODY_BYTES, MAX_DEPTH, BodyLimits
+from serve.response_counts import ResponseCounts
 from serve.schemas import (
     MAX_K,
     ExplanationRequest,
@@ -90,6 +91,8 @@ def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
         _looks(backend), prefix="/v1", dependencies=guarded, responses=REFUSALS, tags=["looks"]
     )
     app.include_router(_operations(backend), tags=["operations"])
+    # The outermost, so that it sees what the others refuse; routes by their templates.
+    app.add_middleware(ResponseCounts, routes=tuple(sorted(app.openapi()["paths"])))
     return app
 
 

@@ -23,6 +23,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
+from infra import metrics
 from infra.errors import ConfigError
 from infra.log import configure, get_logger
 from infra.ray_cluster import ensure_ray
@@ -30,6 +31,7 @@ from infra.settings import ServeSettings, Settings
 from infra.storage import ObjectStore, write_atomically
 from models.codebook import current_manifest
 from serve.api import build_api
+from serve.exposition import ReplicaMetrics
 from serve.giving_way import share_the_lock
 from serve.replicas import DEADLINE_S, CancelOnDisconnect, Replicas
 from serve.schemas import (
@@ -108,9 +110,10 @@ class RecommenderDeployment:
         """Say what the replica holds."""
         return self._replica.status()
 
-    async def metrics(self) -> str:
-        """Return the replica's metrics."""
-        return self._replica.metrics()
+    async def metrics(self) -> ReplicaMetrics:
+        """Return the replica's metrics, and which of the replicas it is."""
+        place: int = ray_serve.get_replica_context().rank.rank
+        return ReplicaMetrics(place, self._replica.metrics())
 
     def check_health(self) -> None:
         """Raise when this replica must be replaced."""
@@ -205,6 +208,7 @@ def run(settings: Settings) -> None:
             replicas = ray_serve.run(
                 build_app(settings), name=APP_NAME, route_prefix=None, logging_config=QUIET
             )
+            metrics.REPLICAS_WANTED.set(settings.serve.replicas)
             api = build_api(Replicas(replicas), api_key=settings.serve.api_key.get_secret_value())
             with listening(CancelOnDisconnect(api), host, port):
                 url = f"http://{_as_reached(host)}:{port}"

@@ -74,6 +74,8 @@ class SwapLog:
 
     def __init__(self, *, replica: str) -> None:
         self._replica = replica
+        for stage in ("checkpoint_to_serving", "watch_to_serving"):
+            metrics.STAGE_DELAY.labels(stage)
         self.swaps = 0
         self.rejected_swaps = 0
 
@@ -99,16 +101,28 @@ class SwapLog:
             log.error("checkpoint_rejected", **which, reason=reason)
             return report
         self.swaps += 1
+        _expose(promoted)
         if promoted.model_name == LRM_MODEL_NAME:  # the model that the stages lead to
             _observe_stage(promoted, report)
         log.info("model_swapped", **which, load_s=round(load_s, 3))
         return report
 
 
+def _expose(promoted: CheckpointPromoted) -> None:
+    name = promoted.model_name
+    metrics.SERVED_VERSION.labels(name).set(promoted.model_version)
+    metrics.SERVED_PROMOTED.labels(name).set(promoted.promoted_time_ms / 1000)
+    if promoted.newest_event_time_ms:
+        metrics.SERVED_TRAINED_UNTIL.labels(name).set(promoted.newest_event_time_ms / 1000)
+
+
 def _observe_stage(promoted: CheckpointPromoted, report: SwapReported) -> None:
     if report.previous_version:  # the first model of a replica may have been promoted long ago
         delay_s = (report.swapped_time_ms - promoted.promoted_time_ms) / 1000
         metrics.STAGE_DELAY.labels(stage="checkpoint_to_serving").observe(delay_s)
+    if promoted.first_append_time_ms and promoted.model_version > report.previous_version > 0:
+        delay_s = (report.swapped_time_ms - promoted.first_append_time_ms) / 1000
+        metrics.STAGE_DELAY.labels(stage="watch_to_serving").observe(delay_s)
     metrics.LAST_SUCCESS.labels(stage="checkpoint_to_serving").set_to_current_time()
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from prometheus_client import generate_latest
 from transformers.utils.logging import disable_progress_bar
 
 from infra import metrics
@@ -29,6 +28,7 @@ from serve.asking import Asking
 from serve.candidates import CandidateRanker
 from serve.co_watches import CoWatches
 from serve.explaining import Explainer
+from serve.exposition import exposed
 from serve.follower import Follower, Offsets, Record, events_in, read_events
 from serve.giving_way import give_way, share_the_lock
 from serve.model_slots import ModelSlots
@@ -289,7 +289,7 @@ class Replica:
 
     def metrics(self) -> str:
         """Return this process's metrics as Prometheus reads them."""
-        return generate_latest().decode()
+        return exposed()
 
     def check(self) -> None:
         """Do nothing while all threads live.

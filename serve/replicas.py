@@ -5,6 +5,7 @@ a replica dies, or cannot be reached  the answer of another, within the deadline
 too many wait                         429 at once, and when to come back
 no answer within the deadline         429 where replicas live, 503 where none could be reached
 the caller goes away                  nothing; its request is taken back from the replica
+Prometheus asks                       the figures of all replicas that answer, and ours if none does
 
 Knows nothing of models, topics and what is asked.
 """
@@ -16,12 +17,14 @@ from typing import Any
 
 from fastapi import HTTPException
 from ray.exceptions import ActorDiedError, RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra import metrics
 from infra.errors import Overloaded, TransientError
 from infra.log import get_logger
+from serve.exposition import ReplicaMetrics, exposed, one_page
 from serve.schemas import (
     ExplanationRequest,
     ExplanationResponse,
@@ -36,6 +39,7 @@ from serve.schemas import (
 )
 
 DEADLINE_S = 20.0
+METRICS_S = 4.0  # less than Prometheus waits for a page, by the settings that come with Freshet
 DEATHS_MAX = 3  # a request that has killed as many replicas is not tried on the last one
 PAUSE_S, PAUSE_MAX_S = 0.02, 0.5
 RETRY_AFTER = {"Retry-After": "1"}
@@ -87,9 +91,21 @@ class Replicas:
         return status
 
     async def metrics(self) -> str:
-        """Return the metrics of a replica."""
-        text: str = await self._ask("metrics")
-        return text
+        """Return the metrics of this process and of all replicas that live.
+
+        A replica that lives and does not answer in time takes the figures of the others with it, this once; those of
+        this process, by which callers' answers are judged, are always there.
+        """
+        found: list[ReplicaMetrics] = []
+        try:
+            answers = await self._handle.broadcast("metrics").results_async(
+                timeout_s=METRICS_S, return_exceptions=True
+            )
+            found = [answer for answer in answers if isinstance(answer, ReplicaMetrics)]
+        except (TimeoutError, RayActorError, RayServeException) as error:
+            log.warning("replicas_not_measured", error=str(error)[:200])
+        metrics.REPLICAS_ANSWERING.set(len(found))
+        return one_page(exposed(), found)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         """Return a replica's answer.

@@ -21,6 +21,7 @@ class ServableReports:
 
     def __init__(self, reports: Reports, *, replica: str) -> None:
         self._reports, self._replica = reports, replica
+        self._delay = metrics.STAGE_DELAY.labels(stage="upload_to_servable")
         self._said: set[tuple[str, int]] = set()
 
     def restore(self, settings: Settings) -> Offsets:
@@ -46,5 +47,5 @@ class ServableReports:
         )
         self._reports.add(SERVABLE, video.video_id, servable)
         delay_s = (now - video.upload_append_time_ms) / 1000
-        metrics.STAGE_DELAY.labels(stage="upload_to_servable").observe(delay_s)
+        self._delay.observe(delay_s)
         metrics.LAST_SUCCESS.labels(stage="upload_to_servable").set_to_current_time()

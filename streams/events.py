@@ -259,6 +259,10 @@ class CheckpointPromoted(_Model):
         (), description="shards that this round learned from, and no round before"
     )
     newest_event_time_ms: int = 0
+    first_append_time_ms: int = Field(
+        0,
+        description="append time of the oldest watch in those shards, from which its way to being served is measured",
+    )
     next_semantic_id_offsets: dict[int, int] = Field(
         default_factory=dict,
         description="by partition of video.semantic_ids: records before it were learned from, those behind it were not",

@@ -21,8 +21,8 @@ COMMENT_COLUMN = 28
 ALSO = {
     "streams/data/": "MovieLens ml-latest-small and two real clips, with their licences",
     "infra/docker/": "One image for every process and for the Ray nodes",
-    "infra/grafana/": "The provisioned data source",
-    "infra/prometheus/": "What is scraped",
+    "infra/grafana/": "The provisioned data source and dashboard",
+    "infra/prometheus/": "What is scraped, the objectives, the alerts, and what to do about them",
     "tests/unit/": "Mirrors the packages; no socket, no sleep",
     "tests/integration/": "Real Kafka, real Ray, real models, and kill -9",
     "tests/bench/": "`make bench NAME=...`: prints and writes numbers, asserts none",

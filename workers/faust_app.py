@@ -21,6 +21,7 @@ from typing import Any
 
 import faust
 
+from infra import metrics
 from infra.clock import Deadline
 from infra.errors import ConfigError
 from infra.log import get_logger
@@ -41,6 +42,7 @@ class Outgoing:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
+LAG_EVERY_S = 5.0
 # Longer than a stop takes, shorter than an operator waits.
 CRASH_S = 10.0
 # As long as an upload in the encoders may take, and less than supervisors and rebalances wait.
@@ -80,7 +82,7 @@ def create_faust_app(settings: Settings, name: str) -> faust.App:
     kafka = settings.kafka
     directory = settings.var_dir / "faust" / name
     directory.mkdir(parents=True, exist_ok=True)
-    return _App(
+    app = _App(
         kafka.topic_prefix + name,
         broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(kafka),
@@ -104,6 +106,30 @@ def create_faust_app(settings: Settings, name: str) -> faust.App:
         worker_redirect_stdouts=False,
         datadir=str(directory),
     )
+
+    @app.timer(LAG_EVERY_S)
+    async def expose_lag() -> None:
+        for topic, records in lag_records(
+            app.monitor.tp_end_offsets, app.monitor.tp_committed_offsets, app.consumer.assignment()
+        ).items():
+            metrics.CONSUMER_LAG.labels(topic.removeprefix(kafka.topic_prefix)).set(records)
+
+    return app
+
+
+def lag_records(
+    ends: Mapping[Any, int], committed: Mapping[Any, int], assigned: Iterable[Any]
+) -> dict[str, int]:
+    """Return how many records of each topic are not finished, of the partitions whose two offsets are known.
+
+    The markers of transactions count: a topic that is written in transactions never comes down to 0.
+    """
+    lags: dict[str, int] = {}
+    for partition in assigned:
+        if partition in ends and partition in committed:
+            behind = max(0, ends[partition] - committed[partition])
+            lags[partition.topic] = lags.get(partition.topic, 0) + behind
+    return lags
 
 
 def _credentials(kafka: KafkaSettings) -> faust.types.auth.CredentialsT | None:

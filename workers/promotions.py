@@ -37,6 +37,7 @@ def promotions(model_name: str, document: dict[str, Any]) -> Iterator[Checkpoint
         metrics=record["metrics"],
         shard_ids=tuple(record["shard_ids"]),
         newest_event_time_ms=document["newest_event_time_ms"],
+        first_append_time_ms=record.get("first_append_time_ms", 0),  # older ones have none
         next_semantic_id_offsets=document["positions"]["next_semantic_id_offsets"],
         promoted_time_ms=now_ms(),
     )

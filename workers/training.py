@@ -29,6 +29,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from infra import metrics
 from infra.claim import claim
+from infra.clock import now_ms
 from infra.errors import ConfigError, DecodeError, TransientError, VersionMismatchError
 from infra.log import configure, get_logger
 from infra.ray_cluster import ensure_ray
@@ -58,6 +59,7 @@ from workers.two_tower_state import TWO_TOWERS
 
 log = get_logger()
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
+SHARD_STAGE = "shard_to_checkpoint"
 PUT_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """What a round waits for that may work later (a shard is missing, the disk is full), by how often in a row."""
 
@@ -86,6 +88,8 @@ class TrainingLoop:
             until=self._plan,
             video_of=self._trainer.video_of,
         )
+        for verdict in ("promoted", "refused"):
+            metrics.ROUNDS.labels(model_name, verdict)
         self._producer = producer(settings.kafka)
         self._announce_missing(version)
         self._actor = self._start_actor()
@@ -161,8 +165,12 @@ class TrainingLoop:
             return None
         self._actor_deaths = self._put_offs = 0
         self._intake.changes = {}
+        sealed_times_ms = self._intake.sealed_times_ms(plan)
         self._move_on(plan)
         self._conclude(outcome, task.shard_ids)
+        if not outcome.refused and self.model_name == LRM_MODEL_NAME:
+            for sealed_time_ms in sealed_times_ms:
+                metrics.STAGE_DELAY.labels(SHARD_STAGE).observe((now_ms() - sealed_time_ms) / 1000)
         return outcome
 
     def _task(self, plan: Plan) -> RoundTask:
@@ -175,6 +183,7 @@ class TrainingLoop:
             new_video_ids=self._intake.new_video_ids,
             positions=plan.positions,
             shown=self._intake.shown_to(found, plan),
+            first_append_time_ms=found.first_append_time_ms,
         )
 
     def _given_to_actor(self, task: RoundTask, stopping: threading.Event) -> RoundOutcome | None:
@@ -255,7 +264,7 @@ class TrainingLoop:
         if not outcome.refused:
             self._announce(outcome.model_version, {})
             if name == LRM_MODEL_NAME:  # the model that the stages lead to
-                metrics.LAST_SUCCESS.labels("shard_to_checkpoint").set_to_current_time()
+                metrics.LAST_SUCCESS.labels(SHARD_STAGE).set_to_current_time()
         self._collect()
 
     def _announce(self, model_version: int, announced: Mapping[str, int]) -> None:

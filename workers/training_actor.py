@@ -86,6 +86,7 @@ class RoundTask:
         new_video_ids: assigned between the last checkpoint's positions and these.
         positions: what the next round starts from.
         shown: to the users of the rows, for the ranking adapter.
+        first_append_time_ms: of the oldest watch in the shards; 0 without shards.
     """
 
     rows: Sequence[ShardRow]
@@ -95,6 +96,7 @@ class RoundTask:
     erased_users: frozenset[str] = frozenset()
     watches_left_out: int = 0
     shown: Sequence[Shown] = ()
+    first_append_time_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class Trainer(ABC):
     ) -> str:
         record: dict[str, Any] = {
             "shard_ids": task.shard_ids,
+            "first_append_time_ms": task.first_append_time_ms,
             "metrics": metrics,
             "refused": refused,
             "adapters": adapters,

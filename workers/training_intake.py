@@ -45,12 +45,14 @@ class ShardRows(NamedTuple):
         shard_ids: of those that are what was announced.
         erased_users: in any of them; what was learned of them before is to be forgotten.
         watches_left_out: because the loop is behind.
+        first_append_time_ms: of the oldest watch; 0 without shards.
     """
 
     rows: list[ShardRow]
     shard_ids: tuple[str, ...]
     erased_users: frozenset[str]
     watches_left_out: int
+    first_append_time_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class TrainingIntake:
             TransientError: a shard is not in the object store; it may come back, and is skipped only when told to.
         """
         rows: list[ShardRow] = []
-        shard_ids, erased, left_out = [], frozenset[str](), 0
+        shard_ids, append_times_ms, erased, left_out = [], [], frozenset[str](), 0
         for sealed in [each.sealed for each in self._taken(plan)]:
             try:
                 data = self._fetch(sealed)
@@ -209,7 +211,9 @@ class TrainingIntake:
             rows = [row for row in rows if row.user_id not in erased_here] + kept
             erased |= erased_here
             shard_ids.append(sealed.shard_id)
-        return ShardRows(rows, tuple(shard_ids), erased, left_out)
+            append_times_ms.append(sealed.first_append_time_ms)
+        oldest_ms = min(append_times_ms, default=0)
+        return ShardRows(rows, tuple(shard_ids), erased, left_out, oldest_ms)
 
     def _fetch(self, sealed: ShardSealed) -> bytes:
         try:
@@ -239,6 +243,10 @@ class TrainingIntake:
 
     def _taken(self, plan: Plan) -> list[_Waiting]:
         return [each for each in self._waiting if each.offset < plan.positions.next_shard_offset]
+
+    def sealed_times_ms(self, plan: Plan) -> list[int]:
+        """Return when the planned shards were sealed."""
+        return [each.sealed.sealed_time_ms for each in self._taken(plan)]
 
     def move_on(self, plan: Plan) -> None:
         """Forget what was planned: it is in a checkpoint now."""

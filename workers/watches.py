@@ -45,6 +45,7 @@ POLL_S = 0.1
 POLL_RECORDS = 10_000
 SESSION_TIMEOUT_MS = 10_000
 """How long a dead member keeps its partitions from the others; one restarted in that time has them back at once."""
+LAG_EVERY_S = 5.0
 COLLECT_EVERY_S = 3_600.0
 """How often files that are not announced, or no longer, are removed."""
 DELAYS_PER_SHARD = 1_000
@@ -130,16 +131,31 @@ class Sealer:
         Raises:
             TransientError: this member was fenced, or Kafka does not answer; start again.
         """
-        collected = -math.inf
+        collected = lag_shown = -math.inf
         while not stopping.is_set():
             if time.monotonic() - collected >= COLLECT_EVERY_S:
                 collect_orphans(self._settings.kafka, self._store)
                 collected = time.monotonic()
+            if time.monotonic() - lag_shown >= LAG_EVERY_S:
+                self._expose_lag()
+                lag_shown = time.monotonic()
             self.step()
         self._finish_sealing()
         if self._builder is not None and self._builder.records:
             self._start_sealing(self._builder.take_shard())
             self._finish_sealing()
+
+    def _expose_lag(self) -> None:
+        """Say how many records are not taken in, by what the client knows without asking the brokers."""
+        name = WATCHES.in_cluster(self._settings.kafka)
+        behind = 0
+        for position in self._consumer.position(
+            [TopicPartition(name, at) for at in self._assigned]
+        ):
+            if position.offset >= 0:  # none yet, right after an assignment
+                _, end = self._consumer.get_watermark_offsets(position, cached=True)
+                behind += max(0, end - position.offset)
+        metrics.CONSUMER_LAG.labels(WATCHES.name).set(behind)
 
     def step(self) -> None:
         """Take in the records that are there, and begin to seal when it is time.

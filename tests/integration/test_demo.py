@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from infra import dashboard
 from infra.clock import Deadline
 from infra.storage import ObjectStore
 from streams.events import LRM_MODEL_NAME
+from tests.integration.prometheus_process import PrometheusProcess, free_ports
+from tests.prometheus_queries import expressions, metrics_in
 from workers.trainers import TRAINERS
 from workers.training_state import checkpoint_versions, read_record
 
@@ -37,6 +40,21 @@ SLICE = (
 )
 
 
+# The jobs of Prometheus, and the settings of their ports.
+JOBS = {
+    "uploads": "UPLOADS", "watches": "WATCHES", "freshness": "FRESHNESS", "catalogue": "CATALOGUE",
+    "train": "TRAINING", "table": "TABLE",
+}  # fmt: skip
+# What has no sample in so short a run: drift takes 100 uploads, velocity some hours, and nothing goes wrong.
+NOT_IN_A_SLICE = {
+    "freshet_codebook_residual_norm_ratio", "freshet_codebook_usage_divergence",
+    "freshet_dead_letters_total", "freshet_freshness_new_videos_shown_ratio",
+    "freshet_freshness_threshold_reached_ratio", "freshet_freshness_time_to_threshold_seconds",
+    "freshet_freshness_effective_vocabulary_videos", "freshet_freshness_clicks_per_impression",
+    "freshet_freshness_likes_per_impression", "freshet_freshness_trained_until_timestamp_seconds",
+}  # fmt: skip
+
+
 def environment(var_dir: Path) -> dict[str, str]:
     return os.environ | {"FRESHET_VAR_DIR": str(var_dir), "FRESHET_WATCHES__SHARD_MAX_AGE_S": "4"}
 
@@ -47,10 +65,26 @@ def var_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(var_dir: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def ports() -> dict[str, int]:
+    return dict(zip(JOBS, free_ports(len(JOBS)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def prometheus(var_dir: Path, ports: dict[str, int]) -> Iterator[PrometheusProcess]:
+    """Started before the demo, and still there after it, so that everything can be asked for in peace."""
+    serve_json = var_dir / "demo" / "serve.json"
+    with PrometheusProcess(var_dir / "prometheus", ports, serve_json=serve_json) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def demo(
+    var_dir: Path, ports: dict[str, int], prometheus: PrometheusProcess
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    exposed = {f"FRESHET_METRICS__{JOBS[job]}_PORT": str(port) for job, port in ports.items()}
     finished = subprocess.run(
         [sys.executable, "-m", "freshet", "demo", *SLICE],
-        cwd=ROOT, env=environment(var_dir), capture_output=True, text=True, timeout=850, check=False,
+        cwd=ROOT, env=environment(var_dir) | exposed, capture_output=True, text=True, timeout=850, check=False,
     )  # fmt: skip
     path = var_dir / "demo" / "report.json"
     return finished, json.loads(path.read_text()) if path.exists() else {}
@@ -113,6 +147,50 @@ def test_every_stage_has_a_delay(
         "checkpoint_to_serving_s", "watch_to_serving_s",
     ):  # fmt: skip
         assert 0 < report[name]["p50"] <= report[name]["p99"], name
+
+
+@pytest.mark.usefixtures("demo")
+def test_every_process_was_scraped_and_every_metric_is_exposed_by_one(
+    prometheus: PrometheusProcess,
+) -> None:
+    assert {labels["job"] for labels in prometheus.ever("up == 1")} == {*JOBS, "serve"}
+    exposed = {name.removesuffix("_total") for name in prometheus.families}
+    asked_for = {name for each in expressions() for name in metrics_in(each)}
+    assert {
+        name
+        for name in asked_for - {"up"}
+        if not name.startswith("slo:") and not exposed & _families_of(name)
+    } == set()
+
+
+def _families_of(series: str) -> set[str]:
+    ends = ("_total", "_bucket", "_sum", "_count")
+    return {series} | {series.removesuffix(end) for end in ends}
+
+
+@pytest.mark.usefixtures("demo")
+@pytest.mark.parametrize("query", list(dashboard.queries()))
+def test_panel_shows_something_of_a_running_system(
+    prometheus: PrometheusProcess, query: str
+) -> None:
+    found = prometheus.ever(query)
+    if not found:  # then there was nothing to show
+        assert (metrics_in(query) or {"ALERTS"}) & (NOT_IN_A_SLICE | {"ALERTS"})
+
+
+@pytest.mark.usefixtures("demo")
+def test_rules_are_evaluated_and_a_run_that_went_well_pages_nobody(
+    prometheus: PrometheusProcess,
+) -> None:
+    assert {rule["health"] for rule in prometheus.rules()} == {"ok"}
+    judged = prometheus.ever("slo:errors:ratio1h >= 0")
+    assert {labels["slo"] for labels in judged} == {
+        "requests", "upload_to_servable", "upload_to_servable_5s", "watch_to_serving",
+    }  # fmt: skip
+    pages = prometheus.ever(
+        'ALERTS{alertstate="firing", alertname=~"ErrorBudget.*", slo="requests"}'
+    )
+    assert pages == []
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from infra.errors import TransientError
 from infra.storage import ObjectStore, sha256_of
@@ -248,3 +249,23 @@ def test_checkpoint_out_of_reach_is_given_up_once_a_newer_one_serves(
 def test_first_checkpoint_is_tried_also_before_any_video_is_live(tmp_path: Path) -> None:
     slot = slot_of(CatalogueView(SPACE, EventClock()), tmp_path)
     assert swapped(slot, save_checkpoint(tmp_path, 1)).outcome == "succeeded"
+
+
+def observed(stage: str) -> float:
+    labels = {"stage": stage}
+    return REGISTRY.get_sample_value("freshet_stage_delay_seconds_count", labels) or 0.0
+
+
+def test_swap_says_how_long_its_oldest_watch_took_and_a_rollback_does_not(
+    slot: LrmSlot, tmp_path: Path
+) -> None:
+    first = save_checkpoint(tmp_path, 1)
+    second = save_checkpoint(tmp_path, 2).model_copy(update={"first_append_time_ms": 1})
+    swapped(slot, first)
+    before = observed("watch_to_serving")
+    swapped(slot, second)
+    assert observed("watch_to_serving") == before + 1
+    swapped(slot, first.model_copy(update={"first_append_time_ms": 1}))
+    assert observed("watch_to_serving") == before + 1
+    served = {"model_name": "lrm"}
+    assert REGISTRY.get_sample_value("freshet_serving_model_version", served) == 1

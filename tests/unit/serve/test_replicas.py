@@ -8,10 +8,12 @@ import pytest
 from fastapi import HTTPException
 from ray import ActorID
 from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.exposition import ReplicaMetrics
 from serve.replicas import DEATHS_MAX, CancelOnDisconnect, Replicas
 
 DIED = ActorDiedError()
@@ -44,6 +46,7 @@ class ScriptedHandle:
     """A handle whose calls have these outcomes, one after the other, and then the last one for ever."""
 
     def __init__(self, *outcomes: Any) -> None:
+        self.page: Any = None
         self._outcomes, self.responses, self.methods = list(outcomes), list[Response](), set[str]()
 
     def options(self, *, method_name: str) -> ScriptedHandle:
@@ -54,6 +57,15 @@ class ScriptedHandle:
         at = min(len(self.responses), len(self._outcomes) - 1)
         self.responses.append(Response(self._outcomes[at]))
         return self.responses[-1]
+
+    def broadcast(self, method: str) -> ScriptedHandle:
+        self.methods.add(method)
+        return self
+
+    async def results_async(self, **_: Any) -> Any:
+        if isinstance(self.page, Exception):
+            raise self.page
+        return self.page
 
 
 def replicas(handle: ScriptedHandle, *, deadline_s: float = 30.0) -> Replicas:
@@ -67,15 +79,15 @@ async def test_request_whose_replica_is_lost_is_answered_by_another(
     lost: Sequence[Exception],
 ) -> None:
     handle = ScriptedHandle(*lost, "answered")
-    assert await replicas(handle).metrics() == "answered"
+    assert await replicas(handle).status() == "answered"
     assert len(handle.responses) == len(lost) + 1
-    assert handle.methods == {"metrics"}
+    assert handle.methods == {"status"}
 
 
 async def test_request_that_kills_every_replica_is_given_up_before_all_are_dead() -> None:
     handle = ScriptedHandle(DIED)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert refused.value.status_code == 503
     assert refused.value.headers == {"Retry-After": "1"}
     assert len(handle.responses) == DEATHS_MAX
@@ -84,7 +96,7 @@ async def test_request_that_kills_every_replica_is_given_up_before_all_are_dead(
 async def test_request_beyond_the_queue_is_refused_at_once_with_a_time_to_come_back() -> None:
     handle = ScriptedHandle(FULL)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert (refused.value.status_code, refused.value.headers) == (429, {"Retry-After": "1"})
     assert len(handle.responses) == 1
 
@@ -95,7 +107,7 @@ async def test_request_without_an_answer_at_its_deadline_is_refused_by_who_lives
 ) -> None:
     handle = ScriptedHandle(outcome)
     with pytest.raises(HTTPException) as refused:
-        await replicas(handle, deadline_s=0.05).metrics()
+        await replicas(handle, deadline_s=0.05).status()
     assert refused.value.status_code == status
     assert handle.responses[-1].cancelled is (outcome == NEVER)
 
@@ -103,7 +115,7 @@ async def test_request_without_an_answer_at_its_deadline_is_refused_by_who_lives
 async def test_bug_in_a_replica_is_not_tried_again() -> None:
     handle = ScriptedHandle(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
-        await replicas(handle).metrics()
+        await replicas(handle).status()
     assert len(handle.responses) == 1
 
 
@@ -146,7 +158,7 @@ async def test_caller_that_goes_away_takes_its_request_back() -> None:
         for _ in range(2):
             await receive()
         began.set()
-        await backend.metrics()
+        await backend.status()
 
     caller = Caller()
     call = CancelOnDisconnect(ask)({"type": "http"}, caller.receive, caller.send)
@@ -165,3 +177,23 @@ async def test_error_of_the_app_reaches_the_server() -> None:
     caller = Caller()
     with pytest.raises(ZeroDivisionError):
         await CancelOnDisconnect(broken)({"type": "http"}, caller.receive, caller.send)
+
+
+@pytest.mark.parametrize(
+    ("page", "answering"),
+    [
+        ([ReplicaMetrics(0, "# HELP a A.\na 1.0\n"), DIED], 1),
+        ([DIED, UNREACHABLE], 0),
+        (TimeoutError(), 0),
+        (DeploymentUnavailableError(DeploymentID("recommender")), 0),
+    ],
+)
+async def test_metrics_are_those_of_who_answers_and_at_least_our_own(
+    page: Any, answering: int
+) -> None:
+    handle = ScriptedHandle(NEVER)
+    handle.page = page
+    text = await replicas(handle).metrics()
+    assert f"freshet_ingress_replicas_answering {answering}.0\n" in text
+    assert text.count('a{replica="0"} 1.0\n') == answering
+    assert "freshet_ingress_responses_total" in text

@@ -5,11 +5,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from faust.types import TP
 from pydantic import SecretStr
 
 from infra.errors import ConfigError
 from infra.settings import KafkaSettings, Settings
-from workers.faust_app import create_faust_app, handle_batches, micro_batches, require_broker
+from workers.faust_app import (
+    create_faust_app,
+    handle_batches,
+    lag_records,
+    micro_batches,
+    require_broker,
+)
 
 
 class FakeEvent:
@@ -132,3 +139,10 @@ def test_app_takes_its_credentials_from_the_settings(tmp_path: Any) -> None:
 def test_worker_without_a_broker_says_which_setting_is_missing() -> None:
     with pytest.raises(ConfigError, match="FRESHET_KAFKA__BOOTSTRAP_SERVERS"):
         require_broker(KafkaSettings())
+
+
+def test_lag_is_of_assigned_partitions_whose_offsets_are_known() -> None:
+    partitions = [TP("a", 0), TP("a", 1), TP("b", 0), TP("b", 1), TP("c", 0)]
+    ends = dict(zip(partitions, (10, 5, 7, 7, 3), strict=True))
+    committed = {TP("a", 0): 4, TP("a", 1): 5, TP("b", 0): 9, TP("c", 0): 0}
+    assert lag_records(ends, committed, partitions[:4]) == {"a": 6, "b": 0}
