@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from serve.body_limits import MAX_BODY_BYTES, MAX_DEPTH, BodyLimits
+from serve.pages import add_page
 from serve.schemas import (
     MAX_K,
     ExplanationRequest,
@@ -72,7 +73,7 @@ class Backend(Protocol):
 
 
 def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
-    """Return the app; with an `api_key`, everything under /v1 asks for it in X-API-Key."""
+    """Return the app; with an `api_key`, everything under /v1 asks for it in X-API-Key, the page's figures too."""
     app = FastAPI(
         title="Freshet",
         version="1",
@@ -90,6 +91,7 @@ def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
         _looks(backend), prefix="/v1", dependencies=guarded, responses=REFUSALS, tags=["looks"]
     )
     app.include_router(_operations(backend), tags=["operations"])
+    add_page(app)
     return app
 
 
