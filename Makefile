@@ -11,7 +11,7 @@ STARTED := $(shell date +%s)
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test test-long check bench format docs lock clean
+.PHONY: help setup demo browser test test-long check bench format docs lock clean
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,10 +27,13 @@ setup: .venv/.ready ## Build .venv from the pinned requirements, if they changed
 demo: setup ## The whole loop on real data, then a report (more flags: ARGS="--help")
 	@$(BIN)/freshet demo --started $(STARTED) $(ARGS)
 
-test: setup ## The tests; the exhaustive ones as a seeded sample
+browser: setup ## Install the Chromium that drives the page in the tests, unless there is one
+	@$(BIN)/python -m tests.browser || echo "make: the tests of the page will fail" >&2
+
+test: setup browser ## The tests; the exhaustive ones as a seeded sample
 	@$(ONE_THREAD) $(BIN)/pytest -m "not long" $(SIDE_BY_SIDE) $(ARGS)
 
-test-long: setup ## All tests, exhaustive ones in full
+test-long: setup browser ## All tests, exhaustive ones in full
 	@$(ONE_THREAD) $(BIN)/pytest -m "long or not long" $(SIDE_BY_SIDE) $(ARGS)
 
 check: setup ## Format, lint, types, direction of imports, sizes, names, documents

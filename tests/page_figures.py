@@ -65,6 +65,7 @@ def figures(now_ms: int, **more: Any) -> dict[str, Any]:
                 "model_version": version,
                 "time_ms": now_ms - 61_000 * (44 - version),
                 "recall_at_10": top * (1 - math.exp(-version / 9)) + 0.012 * math.sin(version),
+                "by_earlier_watches": {"0": 0.07, "1-4": 0.16, "5+": 0.24},
             }
             for name, top in (("lrm", 0.21), ("two_tower_cluster", 0.16), ("two_tower_hash", 0.11))
             for version in range(1, 45)

@@ -21,7 +21,7 @@ export const ColdStart = ({ figures }) => {
         : html`<p class="nothing">Nothing was shown yet. Figures begin with the first recommendations.</p>`}
       <div class="charts">
         <${Lines} label="Coverage by hour" say=${percent} nothing="No hours to draw yet." series=${hoursOf(arms, names, "coverage")} />
-        <${Lines} label="New videos that reached their views, by hour" say=${percent} nothing="No velocity to draw yet." series=${hoursOf(arms, names, "velocity")} />
+        <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing="No velocity to draw yet." series=${hoursOf(arms, names, "velocity")} />
       </div>
       ${arms.some(([, arm]) => entries(arm.surfaces).length) && html`
         <details>

@@ -75,8 +75,19 @@ export const Prequential = ({ figures }) => {
       <h2 id="prequential">Prequential recall</h2>
       <p class="note">Of new watches, scored before a round learns from them: how often the video was among the ten that the model would have shown.</p>
       <${Lines} label="Recall at 10, by round" say=${percent} nothing="No round was scored yet." series=${series} />
+      <${ByWatches} newest=${told.findLast((one) => one.model_name === "lrm")} />
       <${Codebook} codebook=${figures.codebook} />
     </section>`;
+};
+
+// How often a video's watches had been learned before: 0 is the cold start itself.
+const ByWatches = ({ newest }) => {
+  const told = entries(newest?.by_earlier_watches);
+  return told.length > 0 && html`
+    <p class="facts-line">
+      <span>LRM ${newest.model_version}, by how often the video had been learned before:</span>
+      ${told.map(([watches, recall]) => html`<span key=${watches}>${watches} <b>${percent(recall)}</b></span>`)}
+    </p>`;
 };
 
 const Codebook = ({ codebook }) => {
