@@ -58,9 +58,9 @@ const Answer = ({ who, answer, tookS, onOpen }) => html`
       <table class="answer">
         <thead>
           <tr>
-            <th scope="col" class="n">#</th><th scope="col">Title</th>
+            <th scope="col" class="n place">#</th><th scope="col">Title and source</th>
             <th scope="col" class="n"><abbr title="natural logarithm of the probability that the LRM gives it">Score</abbr></th>
-            <th scope="col" class="n">Age</th><th scope="col">Source</th><th scope="col"><span class="unseen">Explanation</span></th>
+            <th scope="col" class="n">Age</th><th scope="col"><span class="unseen">Explanation</span></th>
           </tr>
         </thead>
         <tbody>${answer.items.map((item, place) => html`<${Item} key=${item.video_id} item=${item} place=${place + 1} who=${who} onOpen=${onOpen} />`)}</tbody>
@@ -82,14 +82,16 @@ const Item = ({ item, place, who, onOpen }) => {
   return html`
     <${Fragment}>
       <tr>
-        <td class="n">${place}</td>
-        <th scope="row"><${Title} videoId=${item.video_id} title=${item.title} onOpen=${onOpen} /></th>
+        <td class="n place">${place}</td>
+        <th scope="row">
+          <${Title} videoId=${item.video_id} title=${item.title} onOpen=${onOpen} />
+          <div><span class=${`source ${item.source}`}>${words(item.source)}</span></div>
+        </th>
         <td class="n">${item.score === null ? "–" : decimal(2)(item.score)}</td>
         <td class="n">${duration(item.age_s)}</td>
-        <td><span class=${`source ${item.source}`}>${words(item.source)}</span></td>
         <td><button type="button" onClick=${explain} aria-expanded=${Boolean(reason)} aria-label=${`Why ${item.title || item.video_id}?`}>Why?</button></td>
       </tr>
-      ${reason && html`<tr class="why"><td></td><td colspan="5"><div role="status"><${Reason} reason=${reason} /></div></td></tr>`}
+      ${reason && html`<tr class="why"><td class="place"></td><td colspan="4"><div role="status"><${Reason} reason=${reason} /></div></td></tr>`}
     </${Fragment}>`;
 };
 

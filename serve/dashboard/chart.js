@@ -1,11 +1,19 @@
 // Lines over time, with a legend, and the same numbers as a table for whoever does not see them.
 
 import { html, uPlot, useEffect, useRef, useState } from "./lib.js";
-import { clock, list, numberOf } from "./format.js";
+import { clock, list, numberOf, words } from "./format.js";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [12, 5], [4, 2]];
 const HEIGHT = 190;
 const ROWS_MAX = 48;
+// As uPlot takes them: smallest step in seconds, format, and what a new year, month and day add to it.
+const DAYS = ["\n{YYYY}-{MM}-{DD}", "\n{MM}-{DD}", "\n{MM}-{DD}", null, null, null, 1];
+const TIMES = [
+  [86_400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+  [60, "{HH}:{mm}", ...DAYS],
+  [1, "{HH}:{mm}:{ss}", ...DAYS],
+  [0.001, "{ss}.{fff}", ...DAYS],
+];
 
 /** Return the number, from 1, of the colour and dash that a name has among others. */
 export const seriesOf = (name, names) => (Math.max(0, [...names].sort().indexOf(name)) % DASHES.length) + 1;
@@ -26,7 +34,7 @@ export const Lines = ({ label, series, say, nothing }) => {
         <strong>${label}</strong>
         <ul class="legend">
           ${drawn.map(({ name, number, points }) => html`
-            <li key=${name}><${Swatch} number=${number} /> ${name} <b>${say(newest(points))}</b></li>`)}
+            <li key=${name}><${Swatch} number=${number} /> ${words(name)} <b>${say(newest(points))}</b></li>`)}
         </ul>
       </figcaption>
       <${Canvas} series=${drawn} say=${say} />
@@ -49,7 +57,7 @@ const Table = ({ label, series, say }) => {
   return html`
     <div class="scroll" tabindex="0" role="group" aria-label=${`${label}, table`}>
       <table>
-        <thead><tr><th scope="col">Time</th>${series.map(({ name }) => html`<th scope="col" class="n">${name}</th>`)}</tr></thead>
+        <thead><tr><th scope="col">Time</th>${series.map(({ name }) => html`<th scope="col" class="n">${words(name)}</th>`)}</tr></thead>
         <tbody>
           ${times.map((time) => html`
             <tr key=${time}>
@@ -89,7 +97,7 @@ const options = (place, series, say) => {
     legend: { show: false },
     cursor: { y: false, drag: { x: false } },
     scales: { y: { range: (_, __, highest) => [0, highest > 0 ? 1.1 * highest : 1] } },
-    axes: [axis, { ...axis, size: 58, values: (_, splits) => splits.map(say) }],
+    axes: [{ ...axis, values: TIMES }, { ...axis, size: 58, values: (_, splits) => splits.map(say) }],
     series: [{}, ...series.map(({ number }) => ({
       stroke: colour(`series-${number}`),
       dash: DASHES[number - 1],

@@ -1,7 +1,7 @@
 // Cold start by arm, in Kuaishou's figures: coverage (how much of what is shown is new) and velocity (how fast new videos are seen).
 
 import { html } from "./lib.js";
-import { count, decimal, duration, entries, list, numberOf, percent, words } from "./format.js";
+import { count, decimal, duration, entries, list, numberOf, percent, plain, words } from "./format.js";
 import { Lines, Swatch, seriesOf } from "./chart.js";
 
 /** Coverage, velocity and what viewers make of it, by arm; as far as the worker says any of it. */
@@ -14,15 +14,15 @@ export const ColdStart = ({ figures }) => {
       <h2 id="cold-start">Cold start by arm</h2>
       ${numberOf(newH) !== null && html`
         <p class="note">
-          A video is new for ${duration(3600 * newH)} after its upload, and has ${duration(3600 * windowH)} to
+          A video is new for ${plain(newH)} h after its upload, and has ${plain(windowH)} h to
           gather ${count(views)} views; of an arm, in proportion to its share of the users.
         </p>`}
       ${arms.length ? html`<${Arms} arms=${arms} names=${names} />`
         : html`<p class="nothing">Nothing was shown yet. Figures begin with the first recommendations.</p>`}
-      <div class="charts">
+      ${arms.length > 0 && html`<div class="charts">
         <${Lines} label="Coverage by hour" say=${percent} nothing="No hours to draw yet." series=${hoursOf(arms, names, "coverage")} />
         <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing="No velocity to draw yet." series=${hoursOf(arms, names, "velocity")} />
-      </div>
+      </div>`}
       ${arms.some(([, arm]) => entries(arm.surfaces).length) && html`
         <details>
           <summary>Coverage by surface</summary>

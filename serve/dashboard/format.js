@@ -15,6 +15,11 @@ const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 /** Return a count: 12,345. */
 export const count = orNotYet((number) => grouped.format(number));
 
+const short = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+
+/** Return a number with no more places than it needs: 24, 0.5. */
+export const plain = orNotYet((number) => short.format(number));
+
 /** Return a share: 12.4 %. */
 export const percent = orNotYet((share) => `${(100 * share).toFixed(1)} %`);
 

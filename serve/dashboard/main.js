@@ -33,7 +33,7 @@ const Page = () => {
       ${live.link === "locked" ? html`<${Key} onKey=${askAtOnce} isWrong=${hasKey()} />` : html`<${Trouble} live=${live} now=${now} />`}
       ${(live.heardMs || live.link !== "locked") && html`<${Sections} live=${live} now=${now} openVideo=${openVideo} say=${say} />`}
     </main>
-    <${Part} of=${Trace} videoId=${videoId} onClose=${() => openVideo(null)} now=${now} />`;
+    <${Part} of=${Trace} videoId=${videoId} figures=${live.figures} onClose=${() => openVideo(null)} now=${now} />`;
 };
 
 const Sections = ({ live, now, openVideo, say }) => {
@@ -142,8 +142,8 @@ const Facts = ({ live: { figures, replicas }, now }) => {
         more=${numberOf(figures.impressions) !== null && `${count(figures.new_impressions)} of ${count(figures.impressions)}`} />
       <${Fact} name="Upload to servable" ...${delayOf(delays.upload_to_servable)} />
       <${Fact} name="Watch to serving" ...${delayOf(delays.watch_to_serving)} />
-      <${Fact} name="LRM" value=${versions || figures.model_version || NOT_YET}
-        more=${age !== null ? `learned until ${duration(age)} ago` : figures.trained_until_ms && `learned until ${ago(figures.trained_until_ms, now)}`} />
+      <${Fact} name="LRM that answers" value=${versions || figures.model_version || NOT_YET}
+        more=${(age !== null || figures.trained_until_ms) && `learned until ${ago(age !== null ? now - 1000 * age : figures.trained_until_ms, now)}`} />
       <${Fact} name="Live videos" value=${count(Math.max(...all.map((replica) => replica.live_videos)))}
         more=${all.length > 0 && `${ready} of ${all.length} ${all.length === 1 ? "replica" : "replicas"} ready`} />
     </dl>`;

@@ -1,14 +1,14 @@
 // Which model answers, what it was swapped for and when, and how well each did on watches before it learned them.
 
 import { html } from "./lib.js";
-import { NOT_YET, ago, clock, count, decimal, duration, entries, list, numberOf, percent, words } from "./format.js";
+import { NOT_YET, ago, clock, count, decimal, entries, list, numberOf, percent, words } from "./format.js";
 import { Lines, seriesOf } from "./chart.js";
 
 export const Models = ({ figures, replicas, now }) => html`
   <section aria-labelledby="models">
     <h2 id="models">Models and swaps</h2>
     <${Versions} figures=${figures} replicas=${Object.values(replicas)} now=${now} />
-    <h3>Swaps <small>${count(figures.swaps)} made, ${count(figures.swaps_rejected)} refused</small></h3>
+    <h3>Swaps ${numberOf(figures.swaps) !== null && html`<small>${count(figures.swaps)} made, ${count(figures.swaps_rejected)} refused</small>`}</h3>
     <${Swaps} swaps=${list(figures.swaps_newest)} now=${now} />
   </section>`;
 
@@ -41,7 +41,7 @@ const Versions = ({ figures, replicas, now }) => {
 
 const learnedUntil = (figures, name, now) => {
   const age = numberOf(figures.model_age_s?.[name]);
-  if (age !== null) return `${duration(age)} ago`;
+  if (age !== null) return ago(now - 1000 * age, now);
   return name === "lrm" ? ago(figures.trained_until_ms, now) : NOT_YET;
 };
 

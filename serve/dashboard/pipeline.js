@@ -13,7 +13,7 @@ const WATCH = ["A watch until the model that learned it answers", "watched", [
   ["watch_to_shard", "in a training shard", "since the watch"],
   ["shard_to_checkpoint", "learned", "since the shard"],
   ["checkpoint_to_serving", "serving", "since the checkpoint"],
-  ["watch_to_serving", "all of it", "since the watch"],
+  ["watch_to_serving", "in all", "since the watch", "sum"],
 ]];
 const SHORTEST_S = 0.01;
 const LONGEST_S = 86_400;
@@ -36,17 +36,17 @@ const Lane = ({ lane: [title, begin, stages], delays }) => html`
   <h3>${title}</h3>
   <ol class="lane">
     ${begin && html`<li class="begin">${begin}</li>`}
-    ${stages.map(([stage, name, since]) => html`<${Stage} key=${stage} name=${name} since=${since} delay=${delays[stage] ?? {}} />`)}
+    ${stages.map(([stage, name, since, kind]) => html`<${Stage} key=${stage} name=${name} since=${since} kind=${kind} delay=${delays[stage] ?? {}} />`)}
   </ol>`;
 
-const Stage = ({ name, since, delay: { count: times, p50, p99 } }) => {
+const Stage = ({ name, since, kind = "", delay: { count: times, p50, p99 } }) => {
   const has = numberOf(p50) !== null;
   return html`
-    <li class=${has ? "" : "waits"}>
+    <li class=${has ? kind : `waits ${kind}`}>
       <span class="name">${name}</span>
       <strong>${duration(p50)}</strong>
       <span class="range" aria-hidden="true">${has && html`<i style=${reach(p50, p99)}></i>`}</span>
-      <small>${has ? `p99 ${duration(p99)} · ${count(times)}×` : ""} <span class="since">${since}</span></small>
+      <small>${has && `p99 ${duration(p99)} · ${count(times)}×`}<span class="since">${since}</span></small>
     </li>`;
 };
 

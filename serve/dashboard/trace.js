@@ -1,13 +1,13 @@
 // One video's whole way, with times and versions, in a dialog that follows it as long as it is open.
 
 import { html, useEffect, useRef, useState } from "./lib.js";
-import { clock, duration, momentOf, secondsBetween } from "./format.js";
+import { clock, duration, list, momentOf, secondsBetween } from "./format.js";
 import { ask } from "./server.js";
 
 const EVERY_MS = 2_000;
 
 /** `videoId`: whose; null closes the dialog. */
-export const Trace = ({ videoId, onClose, now }) => {
+export const Trace = ({ videoId, figures, onClose, now }) => {
   const dialog = useRef(null);
   const [found, setFound] = useState(null);
   const [problem, setProblem] = useState("");
@@ -30,7 +30,7 @@ export const Trace = ({ videoId, onClose, now }) => {
         </header>
         <p class="ids"><span>${videoId}</span>${state?.semantic_id && html` <span class="sid">${state.semantic_id}</span>`}</p>
         <div role="status">${problem && html`<p class="warning">${problem}</p>`}</div>
-        ${state ? html`<${Way} state=${state} now=${now} />` : !problem && html`<p class="nothing">Asking…</p>`}`}
+        ${state ? html`<${Way} state=${withWatch(state, figures)} now=${now} />` : !problem && html`<p class="nothing">Asking…</p>`}`}
     </dialog>`;
 };
 
@@ -65,16 +65,24 @@ const MILESTONES = [
   ["First watched", "first_watched_time_ms", () => ""],
 ];
 
+// Who answers follows no watches of single videos; the figures tell of the newest ones' first.
+const withWatch = (state, figures) => {
+  const upload = list(figures.newest_uploads).find((one) => one?.video_id === state.video_id);
+  return upload ? { first_watched_time_ms: upload.first_watched_ms, ...state } : state;
+};
+
 const Way = ({ state, now }) => {
   if (!state.assigned) {
     return html`
       <p class="nothing">No replica knows this id: it was never uploaded, has no semantic ID yet, or was removed. This page keeps asking.</p>`;
   }
   const uploadedMs = momentOf(state.upload_append_time_ms);
+  const place = ([, key]) => momentOf(state[key]) ?? Infinity;
+  const ways = MILESTONES.filter(([, key]) => key in state).sort((one, other) => place(one) - place(other) || 0);
   return html`
     <p class="state">${state.servable ? html`<b class="good">Live</b>: it can be recommended now.` : html`<b class="bad">Not live</b>: the replica that answered cannot recommend it.`}</p>
     <ol class="way">
-      ${MILESTONES.filter(([, key]) => key in state).map(([name, key, say]) => {
+      ${ways.map(([name, key, say]) => {
         const at = momentOf(state[key]);
         const after = secondsBetween(uploadedMs, at);
         return html`
