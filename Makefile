@@ -11,7 +11,7 @@ STARTED := $(shell date +%s)
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo prometheus test test-long check bench format docs lock clean
+.PHONY: help setup demo prometheus browser test test-long check bench format docs lock clean
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,10 +30,13 @@ demo: setup ## The whole loop on real data, then a report (more flags: ARGS="--h
 prometheus: setup ## Fetch the real Prometheus for the tests of its rules, unless it is there
 	@$(BIN)/python -m tests.prometheus_binaries || echo "make: the tests that need Prometheus will fail" >&2
 
-test: setup prometheus ## The tests; the exhaustive ones as a seeded sample
+browser: setup ## Install the Chromium that drives the page in the tests, unless there is one
+	@$(BIN)/python -m tests.browser || echo "make: the tests of the page will fail" >&2
+
+test: setup prometheus browser ## The tests; the exhaustive ones as a seeded sample
 	@$(ONE_THREAD) $(BIN)/pytest -m "not long" $(SIDE_BY_SIDE) $(ARGS)
 
-test-long: setup prometheus ## All tests, exhaustive ones in full
+test-long: setup prometheus browser ## All tests, exhaustive ones in full
 	@$(ONE_THREAD) $(BIN)/pytest -m "long or not long" $(SIDE_BY_SIDE) $(ARGS)
 
 check: setup ## Format, lint, types, direction of imports, sizes, names, documents

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from serve.body_limits import MAX_BODY_BYTES, MAX_DEPTH, BodyLimits
+from serve.pages import add_page
 from serve.response_counts import ResponseCounts
 from serve.schemas import (
     MAX_K,
@@ -73,7 +74,7 @@ class Backend(Protocol):
 
 
 def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
-    """Return the app; with an `api_key`, everything under /v1 asks for it in X-API-Key."""
+    """Return the app; with an `api_key`, everything under /v1 asks for it in X-API-Key, the page's figures too."""
     app = FastAPI(
         title="Freshet",
         version="1",
@@ -91,6 +92,7 @@ def build_api(backend: Backend, *, api_key: str = "") -> FastAPI:
         _looks(backend), prefix="/v1", dependencies=guarded, responses=REFUSALS, tags=["looks"]
     )
     app.include_router(_operations(backend), tags=["operations"])
+    add_page(app)
     # The outermost, so that it sees what the others refuse; routes by their templates.
     app.add_middleware(ResponseCounts, routes=tuple(sorted(app.openapi()["paths"])))
     return app

@@ -20,6 +20,7 @@ COMMENT_COLUMN = 28
 # What has no docstring, by path. A folder that ends in / is not opened.
 ALSO = {
     "streams/data/": "MovieLens ml-latest-small and two real clips, with their licences",
+    "serve/dashboard/": "The page: its styles, its modules and, with their licences, the libraries it is built on",
     "infra/docker/": "One image for every process and for the Ray nodes",
     "infra/grafana/": "The provisioned data source and dashboard",
     "infra/prometheus/": "What is scraped, the objectives, the alerts, and what to do about them",
