@@ -99,7 +99,7 @@ class Hours(msgspec.Struct):
 
 
 class Vocabulary(msgspec.Struct, array_like=True):
-    """Impressions by video. Beyond `VOCABULARY_MAX` videos, those of a half of all, a quarter, and so on, by their hash.
+    """Impressions by video; beyond `VOCABULARY_MAX` of them, of a half of all videos, a quarter, and so on, by hash.
 
     Which are counted follows from the videos alone, and each that is has been from its first impression on.
     """

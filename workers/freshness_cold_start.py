@@ -74,7 +74,7 @@ def _is_over(upload_time_ms: int, videos: NewVideos, rules: FreshnessRules) -> b
 def _cohorts(videos: NewVideos, rules: FreshnessRules) -> dict[int, _Cohort]:
     """Return the new videos by the hour of their upload."""
     found: defaultdict[int, _Cohort] = defaultdict(_Cohort)
-    for way in videos.ways.values():
+    for way in videos.live():
         cohort = found[way.upload_time_ms // HOUR_MS * HOUR_MS]
         cohort.new_videos += 1
         cohort.windows_over += _is_over(way.upload_time_ms, videos, rules)
@@ -86,7 +86,7 @@ def _gathered(videos: NewVideos, rules: FreshnessRules) -> dict[str, dict[int, _
     found: defaultdict[str, defaultdict[int, _Gathered]] = defaultdict(
         lambda: defaultdict(_Gathered)
     )
-    for way in videos.ways.values():
+    for way in videos.live():
         hour = way.upload_time_ms // HOUR_MS * HOUR_MS
         is_over = _is_over(way.upload_time_ms, videos, rules)
         for arm, reach in way.arms.items():

@@ -123,9 +123,9 @@ class FreshnessWorker:
         Delivery: 1. its dead letters are durable before 2. the figures are, in one file with the offsets they include.
         Killed before 2, the next process does both again; killed after it, it skips what is in the file.
         """
-        usable, letters = self._decode(topic, records)
+        events, letters = self._decode(topic, records)
         await self._publisher.publish(letters)  # Step 1
-        self._add(topic, usable)
+        self._add(topic, records, events)
         await self.save()  # Step 2
 
     def count_committed(self, topic: Topic, records: Sequence[Read]) -> None:
@@ -133,8 +133,9 @@ class FreshnessWorker:
 
         Delivery: a later `save` makes it durable. Killed before that, it is read and counted again.
         """
-        usable, _ = self._decode(topic, records)
-        self._add(topic, usable)
+        if records:
+            events, _ = self._decode(topic, records)
+            self._add(topic, records, events)
 
     async def save(self) -> None:
         """Return when all that was counted before the call is in the file.
@@ -175,22 +176,30 @@ class FreshnessWorker:
 
     def _decode(
         self, topic: Topic, records: Sequence[Read]
-    ) -> tuple[list[tuple[Read, BaseModel]], list[Outgoing]]:
-        usable, letters = [], []
+    ) -> tuple[list[BaseModel | None], list[Outgoing]]:
+        """Return an event for each record, None for one that says nothing, and the dead letters of those refused."""
+        events: list[BaseModel | None] = []
+        letters: list[Outgoing] = []
         decode_value = self._kinds[topic.name].decode
         for record in records:
-            if topic is SEMANTIC_IDS and record.value is None:
-                continue  # a removal delays nothing
+            event = None
             try:
-                usable.append((record, decode_value(record.value)))
+                if (
+                    record.value is not None or topic is not SEMANTIC_IDS
+                ):  # a removal delays nothing
+                    event = decode_value(record.value)
             except DecodeError as error:
                 letters += _refused(topic, record, error)
-        return usable, letters
+            events.append(event)
+        return events, letters
 
-    def _add(self, topic: Topic, usable: Sequence[tuple[Read, BaseModel]]) -> None:
+    def _add(
+        self, topic: Topic, records: Sequence[Read], events: Sequence[BaseModel | None]
+    ) -> None:
         add, counted = self._kinds[topic.name].add, 0
-        for record, event in usable:
-            if not self._snapshot.advance(topic, record.partition, record.offset):
+        for record, event in zip(records, events, strict=True):
+            is_new = self._snapshot.advance(topic, record.partition, record.offset)
+            if event is None or not is_new:
                 continue
             counted += 1
             for delay in add(event, record.append_time_ms):

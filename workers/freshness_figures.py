@@ -125,7 +125,7 @@ class Figures(msgspec.Struct):
     def count_assigned(self, event: SemanticIdAssigned, append_time_ms: int) -> list[Delay]:
         """Add an assignment that was appended at a time; return the delays that are complete now.
 
-        One that is published again adds nothing, nor is one of the bootstrap's, which never were in the stream, a delay.
+        One that is published again adds nothing, and one of the bootstrap's, which never was in the stream, no delay.
         """
         self.videos.assigned(event, append_time_ms, self.rules)
         if event.upload_position < 0:
@@ -189,7 +189,7 @@ class Figures(msgspec.Struct):
 
     def _firsts(self) -> dict[str, Any]:
         """Return the delays until the first impression and the first watch, of the new videos that are followed."""
-        ways = self.videos.ways.values()
+        ways = list(self.videos.live())
         shown = [way.shown_ms - way.uploaded_ms for way in ways if way.shown_ms is not None]
         watched = [way.watched_ms - way.uploaded_ms for way in ways if way.watched_ms is not None]
         return {

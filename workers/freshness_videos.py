@@ -7,7 +7,7 @@ before the upload waits for it. So the same records make the same figures, howev
 What is dropped: the videos with the oldest upload times where there are more than `videos_max`; of what waits for an
 upload, all but the `EARLY_MAX` videos heard of last, which are mostly old ones, whose upload never comes. Videos of the
 bootstrap and of a backfilled catalogue were never uploaded here and are not followed. A video that is removed is
-forgotten.
+left out.
 
 Knows nothing of Kafka, and of how all of them together are reported (`workers.freshness_cold_start`).
 """
@@ -15,6 +15,7 @@ Knows nothing of Kafka, and of how all of them together are reported (`workers.f
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -83,6 +84,8 @@ class Way(msgspec.Struct, array_like=True):
         uploaded_ms, assigned_ms, shown_ms, watched_ms: append times of its first upload, semantic ID, impression, and
             count of watches, which is when the first shard with a watch of it was sealed.
         servable_ms: wall clock of the first replica that had it.
+        removed: it is not reported, but keeps its place among those that are followed: what else has one must not
+            depend on when the removal was read.
         arms: by name, those that showed it or whose users watched it.
     """
 
@@ -92,6 +95,7 @@ class Way(msgspec.Struct, array_like=True):
     servable_ms: int | None = None
     shown_ms: int | None = None
     watched_ms: int | None = None
+    removed: bool = False
     arms: dict[str, Reach] = msgspec.field(default_factory=dict)
 
     def reach(self, arm: str) -> Reach:
@@ -114,13 +118,13 @@ class NewVideos(msgspec.Struct):
         clock_ms: newest event time of uploads and impressions; 0 before any.
         ways: by video_id.
         early: of videos whose upload has not come, the one heard of last at the end.
-        titles: of those that were appended last.
+        titles: append time and title of the uploads that were appended last.
     """
 
     clock_ms: int = 0
     ways: dict[str, Way] = msgspec.field(default_factory=dict)
     early: dict[str, Way] = msgspec.field(default_factory=dict)
-    titles: dict[str, str] = msgspec.field(default_factory=dict)
+    titles: dict[str, tuple[int, str]] = msgspec.field(default_factory=dict)
 
     def advance(self, event_time_ms: int) -> None:
         """Take in an event's time; the clock never goes back."""
@@ -135,8 +139,8 @@ class NewVideos(msgspec.Struct):
         video_id = event.video_id
         way = self.ways.get(video_id)
         if event.type == "updated":
-            if video_id in self.titles:
-                self.titles[video_id] = event.title[:TITLE_CHARS]
+            if (held := self.titles.get(video_id)) is not None:
+                self.titles[video_id] = (held[0], event.title[:TITLE_CHARS])
             return
         upload_time_ms = event.event_time_ms
         if event.upload_time_ms is not None:
@@ -144,34 +148,31 @@ class NewVideos(msgspec.Struct):
         if not rules.is_plausible(upload_time_ms, append_time_ms):
             return
         self.advance(upload_time_ms)
-        if way is not None:  # sent again
+        if way is not None and not way.removed:  # sent again
             way.upload_time_ms = min(way.upload_time_ms, upload_time_ms)
             way.uploaded_ms = min(way.uploaded_ms, append_time_ms)
-        elif upload_time_ms < self.oldest_ms(rules):
-            self.early.pop(video_id, None)
-            return
         else:
             way = self.early.pop(video_id, None) or Way()
             way.upload_time_ms, way.uploaded_ms = upload_time_ms, append_time_ms
             self.ways[video_id] = way
         way.judge(rules)
-        self._name(video_id, event.title)
+        self._name(video_id, way.uploaded_ms, event.title)
         if len(self.ways) > _OVER * rules.videos_max:
             self.clear(rules)
 
-    def _name(self, video_id: str, title: str) -> None:
-        self.titles[video_id] = title[:TITLE_CHARS]
+    def _name(self, video_id: str, uploaded_ms: int, title: str) -> None:
+        self.titles[video_id] = (uploaded_ms, title[:TITLE_CHARS])
         if len(self.titles) > NEWEST:
             del self.titles[min(self.titles, key=self._appended)]
 
     def _appended(self, video_id: str) -> tuple[int, str]:
-        way = self.ways.get(video_id)
-        return (way.uploaded_ms if way else 0, video_id)
+        return self.titles[video_id][0], video_id
 
     def remove(self, video_id: str) -> None:
-        """Forget a video."""
-        for held in (self.ways, self.early, self.titles):
-            held.pop(video_id, None)
+        """Leave a video out of all figures from now on."""
+        self.early.pop(video_id, None)
+        if (way := self.ways.get(video_id)) is not None:
+            way.removed = True
 
     def assigned(
         self, event: SemanticIdAssigned, append_time_ms: int, rules: FreshnessRules
@@ -239,17 +240,21 @@ class NewVideos(msgspec.Struct):
             )
             self.ways = {video_id: self.ways[video_id] for _, video_id in kept}
 
+    def live(self) -> Iterable[Way]:
+        """Return the videos that are reported."""
+        return (way for way in self.ways.values() if not way.removed)
+
     def newest(self) -> list[dict[str, Any]]:
         """Return how far the videos have come that were appended last, newest first."""
         found = []
         for video_id in sorted(self.titles, key=self._appended, reverse=True):
             way = self.ways.get(video_id)
-            if way is None:
+            if way is None or way.removed:
                 continue
             found.append(
                 {
                     "video_id": video_id,
-                    "title": self.titles[video_id],
+                    "title": self.titles[video_id][1],
                     "upload_time_ms": way.upload_time_ms,
                     "uploaded_ms": way.uploaded_ms,
                     "assigned_ms": way.assigned_ms,
