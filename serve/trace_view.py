@@ -19,7 +19,7 @@ from infra.errors import DecodeError
 from serve.follower import Record, refuse
 from streams.codec import decode
 from streams.events import CheckpointPromoted, ImpressionsShown, VideoCounts, VideoServable
-from streams.topics import COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, UPLOADS, Topic
+from streams.topics import COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, UPLOADS
 
 MAX_PROMOTIONS = 1_000
 FOLLOWED = (UPLOADS, DEAD_LETTERS[UPLOADS.name], SERVABLE, IMPRESSIONS, COUNTS)
@@ -85,12 +85,12 @@ class TraceView:
         self._place: dict[str, tuple[int, int]] = {}
         self._gone: dict[str, int] = {}
         self._promotions: deque[_Learned] = deque(maxlen=MAX_PROMOTIONS)
-        self._takes: dict[Topic, Callable[[Record], None]] = {
-            UPLOADS: self._take_upload,
-            DEAD_LETTERS[UPLOADS.name]: self._take_letter,
-            SERVABLE: self._take_servable,
-            IMPRESSIONS: self._take_shown,
-            COUNTS: self._take_watched,
+        self._takes: dict[str, Callable[[Record], None]] = {
+            UPLOADS.name: self._take_upload,
+            DEAD_LETTERS[UPLOADS.name].name: self._take_letter,
+            SERVABLE.name: self._take_servable,
+            IMPRESSIONS.name: self._take_shown,
+            COUNTS.name: self._take_watched,
         }
 
     def of(self, video_id: str) -> Milestones:
@@ -155,7 +155,7 @@ class TraceView:
         """Take in a batch of the topics that are followed."""
         for record in records:
             try:
-                self._takes[record.topic](record)
+                self._takes[record.topic.name](record)
             except DecodeError as error:
                 refuse(record, error)
             except msgspec.DecodeError as error:

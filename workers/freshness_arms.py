@@ -22,7 +22,7 @@ EFFECTIVE_SHARE = 0.95
 V = TypeVar("V")
 
 
-class Tally(msgspec.Struct, array_like=True):
+class Tally(msgspec.Struct, array_like=True, gc=False):
     """Impressions, each one video in one answer, and what the watches of it add up to.
 
     `watched_ds` is in tenths of a second: whole numbers add up to the same in any order.

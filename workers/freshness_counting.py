@@ -22,7 +22,6 @@ from infra.storage import ObjectStore, write_atomically
 from streams.codec import dead_letter, decode, decode_upload
 from streams.events import (
     CheckpointPromoted,
-    ImpressionsShown,
     SemanticIdAssigned,
     ShardSealed,
     SwapReported,
@@ -31,6 +30,7 @@ from streams.events import (
     to_json,
 )
 from streams.figures import write_figures
+from streams.impressions import Shown, decode_shown
 from streams.topics import (
     CHECKPOINTS,
     COUNTS,
@@ -48,6 +48,7 @@ from workers.freshness_delays import OBSERVED_HERE, Delay
 from workers.freshness_gauges import expose_report
 from workers.freshness_snapshot import REPORT_FILE, STATE_FILE, Snapshot
 
+Event = BaseModel | Shown
 SAVE_EVERY_S = 1.0
 SAVING_SHARE = 0.1
 """Of the time, at most, is spent in making and writing the snapshot."""
@@ -64,7 +65,7 @@ class Read(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    decode: Callable[[bytes | None], BaseModel]
+    decode: Callable[[bytes | None], Event]
     add: Callable[[Any, int], list[Delay]]
     """Takes the event and its append time."""
 
@@ -96,7 +97,7 @@ class FreshnessWorker:
         figures = self._snapshot.figures
         return {
             UPLOADS.name: _Kind(decode_upload, figures.count_upload),
-            IMPRESSIONS.name: _Kind(_decoder(ImpressionsShown), self._show),
+            IMPRESSIONS.name: _Kind(decode_shown, self._show),
             SEMANTIC_IDS.name: _Kind(_decoder(SemanticIdAssigned), figures.count_assigned),
             SERVABLE.name: _Kind(
                 _decoder(VideoServable), lambda event, _: figures.count_servable(event)
@@ -176,9 +177,9 @@ class FreshnessWorker:
 
     def _decode(
         self, topic: Topic, records: Sequence[Read]
-    ) -> tuple[list[BaseModel | None], list[Outgoing]]:
+    ) -> tuple[list[Event | None], list[Outgoing]]:
         """Return an event for each record, None for one that says nothing, and the dead letters of those refused."""
-        events: list[BaseModel | None] = []
+        events: list[Event | None] = []
         letters: list[Outgoing] = []
         decode_value = self._kinds[topic.name].decode
         for record in records:
@@ -193,9 +194,7 @@ class FreshnessWorker:
             events.append(event)
         return events, letters
 
-    def _add(
-        self, topic: Topic, records: Sequence[Read], events: Sequence[BaseModel | None]
-    ) -> None:
+    def _add(self, topic: Topic, records: Sequence[Read], events: Sequence[Event | None]) -> None:
         add, counted = self._kinds[topic.name].add, 0
         for record, event in zip(records, events, strict=True):
             is_new = self._snapshot.advance(topic, record.partition, record.offset)
@@ -208,7 +207,7 @@ class FreshnessWorker:
         metrics.RECORDS.labels(topic.name, "counted").inc(counted)
         self._counted += 1
 
-    def _show(self, event: ImpressionsShown, append_time_ms: int) -> list[Delay]:
+    def _show(self, event: Shown, append_time_ms: int) -> list[Delay]:
         new = sum(item.new for item in event.items)
         for is_new, count in (("true", new), ("false", len(event.items) - new)):
             if count:

@@ -24,6 +24,7 @@ from streams.events import (
     VideoServable,
     VideoUploaded,
 )
+from streams.impressions import Shown
 from workers.freshness_arms import Arms, Hours, Tally, Vocabularies, tally_of, total
 from workers.freshness_codebook import CodebookHealth
 from workers.freshness_cold_start import cold_start_report
@@ -89,7 +90,9 @@ class Figures(msgspec.Struct):
             self.videos.upload(event, append_time_ms, self.rules)
         return []
 
-    def count_impressions(self, event: ImpressionsShown, append_time_ms: int) -> list[Delay]:
+    def count_impressions(
+        self, event: ImpressionsShown | Shown, append_time_ms: int
+    ) -> list[Delay]:
         """Add an answer's videos; return the delays of those that were never shown before."""
         tallied = Tally(len(event.items), sum(item.new for item in event.items))
         tally_of(self.shown, event.arm, event.surface).add(tallied)
@@ -97,11 +100,11 @@ class Figures(msgspec.Struct):
             return []
         self.videos.advance(event.event_time_ms)
         self._hour(event.event_time_ms, event.arm, event.surface).add(tallied)
-        vocabulary = self.vocabularies.of(event.event_time_ms, event.arm)
+        add = self.vocabularies.of(event.event_time_ms, event.arm).add
         arm = event.arm if event.arm in self.rules.shares else None
         delays: list[Delay] = []
         for item in event.items:
-            vocabulary.add(item.video_id)
+            add(item.video_id)
             if item.new:
                 delays += self.videos.shown(item.video_id, arm, event.event_time_ms, append_time_ms)
         return delays

@@ -30,7 +30,7 @@ TITLE_CHARS = 200
 _OVER = 1.1  # so far beyond `videos_max` it may grow between two clearings
 
 
-class Reach(msgspec.Struct, array_like=True):
+class Reach(msgspec.Struct, array_like=True, gc=False):
     """What one arm did for a video.
 
     Attributes:
@@ -76,7 +76,7 @@ class Reach(msgspec.Struct, array_like=True):
         return None
 
 
-class Way(msgspec.Struct, array_like=True):
+class Way(msgspec.Struct, array_like=True, gc=False):
     """How far a video has come.
 
     Attributes:
@@ -204,7 +204,7 @@ class NewVideos(msgspec.Struct):
     ) -> list[Delay]:
         """Add a window's views to an arm's; return the delay if they are the first of all."""
         window_ms = counts.window_s * 1000
-        if counts.views <= 0 or counts.window_start_ms + window_ms < self.oldest_ms(rules):
+        if counts.views <= 0:
             return []
         way = self._way(counts.video_id)
         if counts.arm in rules.shares:
