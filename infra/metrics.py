@@ -225,6 +225,41 @@ CONSUMER_LAG = Gauge(
     "Records of a topic that this process has yet to finish, of the partitions that it has.",
     ["topic"],
 )
+NEW_VIDEOS_SHOWN = Gauge(
+    "freshet_freshness_new_videos_shown_ratio",
+    "Share of the new videos that the arm has shown at least once.",
+    ["arm"],
+)
+THRESHOLD_REACHED = Gauge(
+    "freshet_freshness_threshold_reached_ratio",
+    "Share of the new videos whose window is over that reached the arm's view threshold within it.",
+    ["arm"],
+)
+TIME_TO_THRESHOLD = Gauge(
+    "freshet_freshness_time_to_threshold_seconds",
+    "Event time from upload to the arm's view threshold, of the new videos that reached it, by quantile.",
+    ["arm", "quantile"],
+)
+EFFECTIVE_VOCABULARY = Gauge(
+    "freshet_freshness_effective_vocabulary_videos",
+    "Videos that have 95 % of the arm's impressions of the newest two days.",
+    ["arm"],
+)
+CLICKS_PER_IMPRESSION = Gauge(
+    "freshet_freshness_clicks_per_impression",
+    "Watches that name the arm, per impression of it, over the newest hours.",
+    ["arm"],
+)
+LIKES_PER_IMPRESSION = Gauge(
+    "freshet_freshness_likes_per_impression",
+    "Likes in watches that name the arm, per impression of it, over the newest hours.",
+    ["arm"],
+)
+TRAINED_UNTIL = Gauge(
+    "freshet_freshness_trained_until_timestamp_seconds",
+    "Newest event time that the version which serves has learned from.",
+    ["model_name"],
+)
 IMPRESSIONS_LOST = Counter(
     "freshet_serving_impressions_lost_total", "Impressions that could not be logged."
 )

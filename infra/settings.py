@@ -295,6 +295,25 @@ class FreshnessSettings(_Group):
         gt=0,
         description="hours after upload in which a video is new, on the events' clock",
     )
+    window_h: float = Field(
+        24.0, gt=0, description="hours after upload in which a video is to reach the view threshold"
+    )
+    view_threshold: int = Field(
+        10,
+        ge=1,
+        description="views that a video is to reach; of an arm, its share of the users as a share of it, at least 1",
+    )
+    lateness_s: float = Field(
+        3_600.0,
+        ge=0,
+        description="seconds after its end, on the events' clock, in which an hour or a window may still change",
+    )
+    hours: int = Field(
+        168, ge=1, description="newest hours with any events that the figures of an arm add up"
+    )
+    videos_max: int = Field(
+        50_000, ge=1, description="new videos that are followed; beyond it the oldest are dropped"
+    )
 
 
 class DataSettings(_Group):

@@ -131,7 +131,7 @@ def _looks(backend: Backend) -> APIRouter:
 
     @router.get("/videos/{video_id}")
     async def video(video_id: VideoId) -> VideoState:
-        """Say how far a video has come; one that nobody knows is not assigned."""
+        """Where is my upload? Say how far a video has come; of one that nobody knows, that its state is unknown."""
         return await backend.video(video_id)
 
     @router.get("/freshness")

@@ -4,7 +4,9 @@ thread       follows                                 feeds
 catalogue    video.semantic_ids                      the trie, and what is known of each video
 histories    user.histories, watch.events            the viewers' histories, what is popular, what follows what
 checkpoints  model.checkpoints                       the model slots, which load in this thread
-traces       video.servable, serving.impressions     when each video was first servable, and first shown
+traces       video.uploads and their dead letters,   how far each video has come, and when
+             video.servable, serving.impressions,
+             video.counts
 searches     the requests that wait                  their answers
 reports      a queue                                 serving.impressions, serving.swaps, video.servable
 """
@@ -23,7 +25,6 @@ from infra.errors import FreshetError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.codebook import current_manifest
-from models.semantic_id import format_semantic_id
 from serve.asking import Asking
 from serve.candidates import CandidateRanker
 from serve.co_watches import CoWatches
@@ -50,8 +51,9 @@ from serve.schemas import (
 )
 from serve.search_queue import SearchQueue
 from serve.servable import ServableReports
-from serve.trace_view import TraceView
+from serve.trace_view import FOLLOWED, TraceView
 from serve.turns import Turns
+from serve.video_state import video_state
 from serve.views import CatalogueView, EventClock, HistoryView
 from streams.catalogue import CatalogueChange
 from streams.events import LRM_MODEL_NAME, CheckpointPromoted, ImpressionsShown, ShardSealed
@@ -61,7 +63,6 @@ from streams.topics import (
     HISTORIES,
     IMPRESSIONS,
     SEMANTIC_IDS,
-    SERVABLE,
     SHARDS,
     SWAPS,
     WATCHES,
@@ -181,14 +182,12 @@ class Replica:
                 interval_s=interval_s,
                 prepare=_from_the_beginning,
             ),
-            "traces": Follower(
-                "traces", kafka, [SERVABLE, IMPRESSIONS], self._traces.take, interval_s=interval_s
-            ),
+            "traces": Follower("traces", kafka, FOLLOWED, self._traces.take, interval_s=interval_s),
         }
 
     def _changed(self, change: CatalogueChange, record: Record) -> None:
         if change.current is None:
-            self._traces.removed(change.video_id)
+            self._traces.removed(change.video_id, record.append_time_ms)
             self._co_watches.remove(change.video_id)
         else:
             self._traces.assigned(change.video_id, record)
@@ -230,24 +229,7 @@ class Replica:
         """Return how far a video has come."""
         known, came = self._catalogue.catalogue.get(video_id), self._traces.of(video_id)
         servable = self._catalogue.trie.semantic_id_of(video_id) is not None
-        if known is None:
-            return VideoState(video_id=video_id, assigned=False, servable=servable)
-        return VideoState(
-            video_id=video_id,
-            assigned=True,
-            servable=servable,
-            semantic_id=format_semantic_id(known.semantic_id),
-            title=known.title,
-            upload_time_ms=known.upload_time_ms,
-            upload_append_time_ms=known.upload_append_time_ms,
-            featurized_time_ms=known.featurized_time_ms,
-            assigned_time_ms=known.assigned_time_ms,
-            learned_time_ms=came.learned_time_ms,
-            learned_model_version=came.learned_model_version,
-            servable_time_ms=came.servable_time_ms,
-            first_shown_time_ms=came.first_shown_time_ms,
-            first_shown_model_version=came.first_shown_model_version,
-        )
+        return video_state(video_id, known, came, servable=servable)
 
     def freshness(self) -> FreshnessResponse:
         """Return what the freshness worker last wrote."""

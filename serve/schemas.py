@@ -206,13 +206,24 @@ class WrongRequest(_Answered):
     detail: tuple[WrongField, ...]
 
 
+VideoStage = Literal[
+    "unknown", "uploaded", "refused", "assigned", "servable", "shown", "watched", "removed"
+]
+_STAGE = (
+    "the furthest it has come; unknown: never uploaded, or longer ago than the topics tell, or not read yet by a "
+    "replica that has just started; refused: its upload is a dead letter"
+)
+
+
 class VideoState(_Answered):
     """How far a video has come, and when; times in UTC epoch milliseconds, null where it has not, or nobody knows."""
 
     video_id: str
+    state: VideoStage = Field("unknown", description=_STAGE)
     assigned: bool = Field(description="it has a semantic ID")
     servable: bool = Field(description="the replica that answers can recommend it")
     semantic_id: str | None = None
+    codebook_version: int | None = Field(None, description="that its semantic ID is of")
     title: str | None = None
     upload_time_ms: int | None = Field(None, description="as its uploader says")
     upload_append_time_ms: int | None = Field(None, description="when the upload reached the log")
@@ -227,6 +238,12 @@ class VideoState(_Answered):
     servable_time_ms: int | None = Field(None, description="the first replica could recommend it")
     first_shown_time_ms: int | None = Field(None, description="its first impression was logged")
     first_shown_model_version: int | None = None
+    first_watched_time_ms: int | None = Field(
+        None, description="the first training shard with a watch of it was sealed"
+    )
+    refused_time_ms: int | None = Field(None, description="its last upload became a dead letter")
+    refused_reason: str | None = None
+    removed_time_ms: int | None = None
 
 
 class FreshnessResponse(_Answered):

@@ -31,7 +31,7 @@ def show_video(
     video_id: Annotated[str, typer.Argument(metavar="VIDEO")],
     neighbours: Annotated[int, typer.Option(min=0, help="How many; 0 is none.")] = 5,
 ) -> None:
-    """Print a video's codes, who shares them, what is near it, and the path that it took."""
+    """Where is my upload? Print a video's codes, who shares them, what is near it, and its path to its first watch."""
     from workers.stack import with_local_kafka
     from workers.video_trace import trace_video
     from workers.video_trace_shown import render_trace

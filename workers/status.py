@@ -46,8 +46,6 @@ def status(settings: Settings) -> dict[str, Any]:
     for name in ("serve", "freshness"):
         path = settings.var_dir / f"{name}.json"
         found[name] = json.loads(path.read_text()) if path.exists() else None
-    if found["freshness"]:
-        found["freshness"].pop("state", None)  # the worker's own, for its restart
     return found
 
 

@@ -1,14 +1,15 @@
-"""One video from upload to servable, as the topics tell it: its semantic ID, who shares its codes, what is near it.
+"""One video from upload to its first watch, as the topics tell it: its semantic ID, who shares its codes, what is near.
 
-Reads only the partitions that the video's keys lie in, except where something is to be found by what it is. Knows
-nothing of how it is shown (`workers.video_trace_shown`).
+Reads only the partitions that the video's keys lie in, except where something is to be found by what it is, and the
+impressions, whose keys are users. Knows nothing of how it is shown (`workers.video_trace_shown`).
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,14 +37,18 @@ from streams.partitions import partition_of
 from streams.topics import (
     ALLOCATIONS,
     ASSIGNMENTS,
+    CHECKPOINTS,
     CODES,
+    COUNTS,
     DEAD_LETTERS,
+    IMPRESSIONS,
     SEMANTIC_IDS,
     SERVABLE,
     UPLOADS,
     Topic,
 )
 from workers.catalogue_index import asked_index
+from workers.video_reach import learned_by, shown_by, watched_in
 
 READ_TIMEOUT_S = 3600.0
 
@@ -91,7 +96,8 @@ class Trace:
 def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Trace:
     """Return what the topics say of a video.
 
-    Blocks: until its partitions were read; where nobody keeps the catalogue, all of `video.semantic_ids`.
+    Blocks: until its partitions were read, and the impressions of 7 days; where nobody keeps the catalogue, all of
+    `video.semantic_ids`.
 
     Raises:
         ConfigError: no topic holds anything of it.
@@ -109,6 +115,7 @@ def trace_video(settings: Settings, video_id: str, *, neighbours: int = 5) -> Tr
     way.read_by_video(catalogue, everything=everything)
     trace.assigned = catalogue.get(video_id)
     way.read_by_codes()
+    way.read_reach()
     trace.steps = sorted(way.steps, key=lambda step: step.append_time_ms)
     if not trace.steps:
         raise ConfigError(
@@ -170,10 +177,12 @@ class _Way:
         self._keys = {semantic_id_key(video_id, version).encode() for version in versions}
         self._places: list[CodeAllocated] = []
         self._codes: set[tuple[int, tuple[int, ...]]] = set()
+        self._assigned_at: tuple[int, int] | None = None  # under the current codebook
 
     def read_by_video(self, catalogue: Catalogue, *, everything: bool) -> None:
         """Read what is keyed by the video; put what `video.semantic_ids` holds into the catalogue."""
         key = self._video_id.encode()
+        current = semantic_id_key(self._video_id, catalogue.codebook_version).encode()
         for message in self._records(UPLOADS, [key]):
             if message.key() == key:
                 self._add_upload(message)
@@ -183,6 +192,8 @@ class _Way:
         for message in self._records(SEMANTIC_IDS, None if everything else self._keys):
             if message.key() in self._keys:
                 self._add_assignment("assigned", SEMANTIC_IDS, message)
+            if message.key() == current:
+                self._assigned_at = (message.partition(), message.offset())
             try:
                 catalogue.apply(message.key(), message.value())
             except DecodeError:
@@ -224,6 +235,30 @@ class _Way:
             ):
                 source = f"{letter.topic} {letter.partition}/{letter.offset}"
                 self._add("refused", topic, message, f"{letter.reason}: {letter.detail} ({source})")
+
+    def read_reach(self) -> None:
+        """Read which LRM learned its text first, what showed it first, and when a watch of it first was in a shard."""
+        self._add_first("learned", CHECKPOINTS, None, partial(learned_by, self._assigned_at))
+        self._add_first("shown", IMPRESSIONS, None, partial(shown_by, self._video_id))
+        key = self._video_id.encode()
+        self._add_first("watched", COUNTS, [key], partial(watched_in, key))
+
+    def _add_first(
+        self,
+        what: str,
+        topic: Topic,
+        keys: Iterable[bytes] | None,
+        detail_of: Callable[[Message], str | None],
+    ) -> None:
+        """Add the record with the earliest append time of those that have a detail."""
+        found = [
+            (message.timestamp()[1], message.partition(), message.offset(), detail)
+            for message in self._records(topic, keys)
+            if (detail := detail_of(message)) is not None
+        ]
+        if found:
+            append_time_ms, partition, offset, detail = min(found)
+            self.steps.append(Step(what, append_time_ms, topic.name, partition, offset, detail))
 
     def sharing(self, assigned: SemanticIdAssigned, catalogue: Catalogue | None) -> list[Sharing]:
         """Return the other holders of places under the same codes."""

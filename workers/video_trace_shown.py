@@ -33,13 +33,24 @@ def _heading(trace: Trace) -> list[str]:
     if assigned is None:
         return [
             f"{trace.video_id}",
-            f"not live under codebook {trace.codebook_version}: see the path",
+            f"not live under codebook {trace.codebook_version}: {_why_not(trace)}",
         ]
     cluster = "none" if assigned.cluster_id is None else str(assigned.cluster_id)
     return [
         f"{trace.video_id}  {assigned.title}",
         f"{format_semantic_id(assigned.semantic_id)}   cluster {cluster}   codebook {assigned.codebook_version}",
     ]
+
+
+def _why_not(trace: Trace) -> str:
+    """Return what became of the last upload, edit or removal."""
+    ends = [step for step in trace.steps if step.what in UPLOADS or step.what == "refused"]
+    last = ends[-1] if ends else None
+    if last is not None and last.what == "removed":
+        return f"removed {utc(last.append_time_ms)}"
+    if last is not None and last.what == "refused":
+        return f"refused, {masked(last.detail)[:200]}"
+    return "on its way, see the path"
 
 
 def _sharing(trace: Trace) -> list[str]:

@@ -31,15 +31,19 @@ from streams.events import (
     ImpressionsShown,
     SwapReported,
     UserHistory,
+    VideoCounts,
     VideoServable,
+    VideoUploaded,
 )
 from streams.history import Entry, user_history
 from streams.topics import (
+    COUNTS,
     HISTORIES,
     IMPRESSIONS,
     SEMANTIC_IDS,
     SERVABLE,
     SWAPS,
+    UPLOADS,
     WATCHES,
 )
 from tests.integration.serving_process import REACT_S, START_S, Endpoint, new_settings, start
@@ -130,6 +134,30 @@ def test_new_video_is_recommended_and_reported_once_as_servable(serving: Endpoin
     (event,) = serving.read(SERVABLE, VideoServable)
     assert (event.video_id, event.semantic_id) == ("v-50", video.semantic_id)
     assert event.upload_append_time_ms == appended_ms <= event.servable_time_ms
+
+
+def test_upload_is_followed_from_its_first_record_to_its_first_watch(serving: Endpoint) -> None:
+    def state(video_id: str) -> dict[str, Any]:
+        return dict(serving.http.get(f"/v1/videos/{video_id}").json())
+
+    assert state("v-60")["state"] == "unknown"
+    upload = VideoUploaded(video_id="v-60", title="Title", event_time_ms=now_ms())
+    serving.publish(UPLOADS, "v-60", upload)
+    serving.until(lambda: state("v-60")["state"] == "uploaded", "the upload")
+    serving.publish(SEMANTIC_IDS, semantic_id_key("v-60", 1), assigned(60))
+    serving.until(lambda: "v-60" in serving.ids(k=100), "the new video in an answer")
+    serving.until(lambda: state("v-60")["state"] == "shown", "the impression")
+    counted = VideoCounts(
+        video_id="v-60", surface="home", arm="lrm", window_start_ms=0, window_s=3600, views=1,
+        completed_views=0, likes=0, watched_s=1.0,
+    )  # fmt: skip
+    serving.publish(COUNTS, "v-60", counted)
+    serving.until(lambda: state("v-60")["state"] == "watched", "the watch")
+    found = state("v-60")
+    assert found["first_shown_time_ms"] <= found["first_watched_time_ms"]
+    assert (found["first_shown_model_version"], found["codebook_version"]) == (1, 1)
+    serving.publish(SEMANTIC_IDS, semantic_id_key("v-60", 1), None)
+    serving.until(lambda: state("v-60")["state"] == "removed", "the removal")
 
 
 def test_removed_video_is_recommended_no_more(serving: Endpoint) -> None:

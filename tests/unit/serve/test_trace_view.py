@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from serve.follower import Record
-from serve.trace_view import Milestones, TraceView
+from serve.trace_view import FOLLOWED, Milestones, TraceView
 from streams.events import (
     CheckpointPromoted,
+    DeadLetter,
     ImpressionItem,
     ImpressionsShown,
+    VideoCounts,
+    VideoRemoved,
     VideoServable,
+    VideoUploaded,
     to_json,
 )
-from streams.topics import IMPRESSIONS, SEMANTIC_IDS, SERVABLE
+from streams.topics import COUNTS, DEAD_LETTERS, IMPRESSIONS, SEMANTIC_IDS, SERVABLE, UPLOADS
 
 
 def promoted(version: int, offsets: dict[int, int]) -> CheckpointPromoted:
@@ -57,6 +62,30 @@ def shown(*video_ids: str, at_ms: int, version: int) -> Record:
     return Record(IMPRESSIONS, None, to_json(event), append_time_ms=at_ms)
 
 
+def watched(video_id: str, at_ms: int, views: int = 1) -> Record:
+    counts = VideoCounts(
+        video_id=video_id, surface="home", arm="lrm", window_start_ms=0, window_s=3600, views=views,
+        completed_views=0, likes=0, watched_s=1.0,
+    )  # fmt: skip
+    return Record(COUNTS, video_id.encode(), to_json(counts), append_time_ms=at_ms)
+
+
+def upload(video_id: str, kind: Any, at_ms: int) -> Record:
+    said = (
+        VideoRemoved(video_id=video_id, event_time_ms=1, type=kind)
+        if kind == "removed"
+        else VideoUploaded(video_id=video_id, event_time_ms=1, title="Title", type=kind)
+    )
+    return Record(UPLOADS, video_id.encode(), to_json(said), append_time_ms=at_ms)
+
+
+def letter(key: str, at_ms: int, topic: str = UPLOADS.name) -> Record:
+    said = DeadLetter(
+        topic=topic, partition=0, offset=0, reason="media_unavailable", detail="", refused_time_ms=1
+    )
+    return Record(DEAD_LETTERS[UPLOADS.name], key.encode(), to_json(said), append_time_ms=at_ms)
+
+
 def place(offset: int, partition: int = 0) -> Record:
     return Record(SEMANTIC_IDS, b"", b"", partition=partition, offset=offset)
 
@@ -94,15 +123,48 @@ def test_edited_video_is_learned_anew() -> None:
     assert view.of("v").learned_model_version is None
 
 
-def test_removed_video_is_forgotten_and_an_unknown_one_has_no_milestones() -> None:
+def test_removed_video_is_forgotten_but_for_that_and_an_unknown_one_has_no_milestones() -> None:
     view = TraceView()
     view.assigned("v", place(0))
-    view.take([servable("v", 1), shown("v", at_ms=1, version=1)])
-    view.removed("v")
-    assert view.of("v") == view.of("never heard of") == Milestones()
+    view.take([servable("v", 1), shown("v", at_ms=1, version=1), watched("v", at_ms=2)])
+    view.removed("v", 9)
+    assert view.of("v") == Milestones(removed_time_ms=9)
+    assert view.of("never heard of") == Milestones()
+    view.assigned("v", place(5))  # uploaded again
+    assert view.of("v") == Milestones()
 
 
-@pytest.mark.parametrize("topic", [SERVABLE, IMPRESSIONS])
+def test_first_watch_is_the_first_count_that_says_so() -> None:
+    view = TraceView()
+    view.take([watched("v", at_ms=30), watched("v", at_ms=20), watched("w", at_ms=5, views=0)])
+    view.take([watched("v", at_ms=40)])
+    assert view.of("v").first_watched_time_ms == 20
+    assert view.of("w").first_watched_time_ms is None
+
+
+def test_upload_is_known_before_anything_became_of_it() -> None:
+    view = TraceView()
+    view.take([upload("v", "uploaded", 10), upload("v", "updated", 20)])
+    assert view.of("v") == Milestones(upload_append_time_ms=10)
+    view.take([upload("v", "removed", 30)])
+    assert view.of("v") == Milestones(upload_append_time_ms=10, removed_time_ms=30)
+    view.take([upload("v", "uploaded", 40)])
+    assert view.of("v") == Milestones(upload_append_time_ms=40)
+
+
+def test_refused_upload_says_why_until_another_is_sent() -> None:
+    view = TraceView()
+    view.take(
+        [upload("v", "uploaded", 10), letter("v", 11), letter("codes", 12, topic="video.codes")]
+    )
+    found = view.of("v")
+    assert (found.refused_time_ms, found.refused_reason) == (11, "media_unavailable")
+    assert view.of("codes") == Milestones()
+    view.take([upload("v", "uploaded", 20)])
+    assert view.of("v").refused_reason is None
+
+
+@pytest.mark.parametrize("topic", FOLLOWED)
 def test_undecodable_record_is_passed_over(topic: object) -> None:
     view = TraceView()
     view.take([Record(topic, b"v", b"{"), servable("v", 3)])  # type: ignore[arg-type]

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from streams.events import ImpressionItem, ImpressionsShown, to_json
-from streams.topics import DEAD_LETTERS, IMPRESSIONS, SWAPS
+from infra.storage import ObjectStore, write_atomically
+from streams.events import ImpressionItem, ImpressionsShown, VideoCounts, to_json
+from streams.figures import read_figures
+from streams.topics import CHECKPOINTS, COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, SWAPS
 from workers.faust_app import Outgoing
-from workers.freshness import FreshnessWorker
-from workers.freshness_snapshot import FILE_NAME, Snapshot, load_snapshot
+from workers.freshness_counting import FreshnessWorker, Read
+from workers.freshness_snapshot import REPORT_FILE, STATE_FILE, Snapshot, load_snapshot
 
 IDS = {IMPRESSIONS.name: "a"}
 
@@ -31,22 +34,14 @@ class KeepingPublisher:
 
 def worker(tmp_path: Path, publisher: KeepingPublisher) -> FreshnessWorker:
     """A worker that goes on from what is saved."""
-    path = tmp_path / FILE_NAME
     any_publisher: Any = publisher
-    return FreshnessWorker(load_snapshot(path, IDS), path, any_publisher)
+    snapshot = load_snapshot(tmp_path / STATE_FILE, IDS)
+    return FreshnessWorker(snapshot, tmp_path, any_publisher, save_every_s=0)
 
 
-def events(*values: bytes) -> list[Any]:
+def records(*values: bytes) -> list[Read]:
     """Records of partition 0, from offset 0 on."""
-    return [
-        SimpleNamespace(
-            value=value,
-            message=SimpleNamespace(
-                key=b"u", value=value, partition=0, offset=offset, timestamp=1.5
-            ),
-        )
-        for offset, value in enumerate(values)
-    ]
+    return [Read(0, offset, 1_500, b"u", value) for offset, value in enumerate(values)]
 
 
 def impression() -> bytes:
@@ -60,19 +55,19 @@ def impression() -> bytes:
 
 
 def saved(tmp_path: Path) -> Snapshot:
-    return load_snapshot(tmp_path / FILE_NAME, IDS)
+    return load_snapshot(tmp_path / STATE_FILE, IDS)
 
 
 async def test_batch_is_saved_with_its_offsets_and_its_poison_published(tmp_path: Path) -> None:
     publisher = KeepingPublisher()
-    await worker(tmp_path, publisher).count(IMPRESSIONS, events(impression(), b"{", impression()))
+    await worker(tmp_path, publisher).count(IMPRESSIONS, records(impression(), b"{", impression()))
     assert saved(tmp_path).figures.report()["impressions"] == 2
     assert saved(tmp_path).next_offsets == {IMPRESSIONS.name: {0: 3}}
     assert [each.topic for each in publisher.sent] == [DEAD_LETTERS[IMPRESSIONS.name]]
 
 
 async def test_batch_that_comes_again_after_a_restart_is_counted_once(tmp_path: Path) -> None:
-    batch = events(impression(), impression())
+    batch = records(impression(), impression())
     for size in (1, 2):
         await worker(tmp_path, KeepingPublisher()).count(IMPRESSIONS, batch[:size])
     assert saved(tmp_path).figures.report()["impressions"] == 2
@@ -85,8 +80,59 @@ async def test_dead_letter_that_cannot_be_written_leaves_its_batch_uncounted(
     running = worker(tmp_path, publisher)
     publisher.error = ConnectionError("no broker")
     with pytest.raises(ConnectionError):
-        await running.count(IMPRESSIONS, events(impression(), b"{"))
+        await running.count(IMPRESSIONS, records(impression(), b"{"))
     publisher.error = None
     await running.count(SWAPS, [])  # another loop saves what there is
     assert saved(tmp_path).next_offsets == {}
     assert saved(tmp_path).figures.report()["impressions"] == 0
+
+
+def views(video_id: str) -> bytes:
+    counted = VideoCounts(
+        video_id=video_id, surface="home", arm="lrm", window_start_ms=0, window_s=3600, views=2,
+        completed_views=1, likes=1, watched_s=7.5,
+    )  # fmt: skip
+    return to_json(counted)
+
+
+async def test_committed_records_are_saved_with_what_is_saved_next_and_poison_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    running = worker(tmp_path, KeepingPublisher())
+    running.count_committed(COUNTS, records(views("v"), b"{", views("w"), b"{"))
+    assert saved(tmp_path).next_offsets == {}
+    await running.save()
+    assert saved(tmp_path).next_offsets == {COUNTS.name: {0: 4}}
+    assert running.next_offsets([COUNTS, IMPRESSIONS]) == {(COUNTS.name, 0): 4}
+    running.count_committed(COUNTS, records(views("v"), b"{", views("w")))  # read once more
+    await running.count(IMPRESSIONS, records(impression()))
+    arm = saved(tmp_path).figures.report()["cold_start"]["arms"]["lrm"]
+    assert arm["clicks_per_impression"] == 4
+    assert arm["watched_s_per_impression"] == 15
+
+
+async def test_batches_that_wait_for_the_same_save_are_in_it_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(len(content))
+        write_atomically(path, content)
+
+    monkeypatch.setattr("workers.freshness_counting.write_atomically", write)
+    running = worker(tmp_path, KeepingPublisher())
+    batches = [running.count(topic, []) for topic in (SWAPS, SERVABLE, CHECKPOINTS, IMPRESSIONS)]
+    await asyncio.gather(*batches)
+    assert len(written) <= 2  # the first begins at once, the second has all others
+    await running.save()
+    assert len(written) <= 2  # nothing new
+
+
+async def test_report_is_written_for_people_and_the_endpoint(tmp_path: Path) -> None:
+    running, store = worker(tmp_path, KeepingPublisher()), ObjectStore(str(tmp_path / "store"))
+    await running.count(IMPRESSIONS, records(impression()))
+    await running.show(store)
+    figures = read_figures(store)
+    assert figures["impressions"] == 1
+    assert json.loads((tmp_path / REPORT_FILE).read_text()) == figures

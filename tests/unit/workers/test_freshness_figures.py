@@ -3,101 +3,29 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from typing import Any
 
+import msgspec
 import pytest
 
-from streams.events import (
-    CheckpointPromoted,
-    ImpressionItem,
-    ImpressionsShown,
-    SemanticIdAssigned,
-    SwapReported,
-    VideoServable,
+from tests.unit.workers.freshness_events import (
+    add,
+    assigned,
+    promoted,
+    sealed,
+    servable,
+    shown,
+    swap,
 )
-from workers.freshness_figures import (
+from workers.freshness_delays import (
     CHECKPOINT_TO_SERVING,
-    RECENT_VIDEOS,
+    SHARD_TO_CHECKPOINT,
     UPLOAD_TO_SERVABLE,
     UPLOAD_TO_SID,
+    WATCH_TO_SERVING,
+    WATCH_TO_SHARD,
     DelayHistogram,
-    Figures,
 )
-
-
-def shown(*new: bool, arm: str = "lrm", surface: str = "home") -> ImpressionsShown:
-    items = tuple(
-        ImpressionItem(video_id=f"v{n}", position=n, source="lrm", age_s=1.0, new=each)
-        for n, each in enumerate(new)
-    )
-    return ImpressionsShown.model_validate(
-        {
-            "event_time_ms": 1, "request_id": "r", "surface": surface, "arm": arm,
-            "model_version": 1, "codebook_version": 1, "items": items,
-        }
-    )  # fmt: skip
-
-
-def assigned(video_id: str, uploaded_ms: int, **fields: Any) -> SemanticIdAssigned:
-    return SemanticIdAssigned.model_validate(
-        {
-            "video_id": video_id, "title": video_id, "codes": (1,), "disambiguation_code": 0,
-            "codebook_version": 1, "embedding_f16": "", "upload_time_ms": 1,
-            "upload_append_time_ms": uploaded_ms, "upload_position": 3,
-            "assigned_time_ms": uploaded_ms + 1, **fields,
-        }
-    )  # fmt: skip
-
-
-def servable(video_id: str, uploaded_ms: int, at_ms: int, replica: str = "one") -> VideoServable:
-    return VideoServable(
-        video_id=video_id,
-        codebook_version=1,
-        semantic_id=(1, 0),
-        replica=replica,
-        servable_time_ms=at_ms,
-        upload_append_time_ms=uploaded_ms,
-    )
-
-
-def promoted(version: int, at_ms: int) -> CheckpointPromoted:
-    return CheckpointPromoted(
-        model_name="lrm",
-        model_version=version,
-        codebook_version=1,
-        path="p",
-        sha256="s",
-        metrics={},
-        promoted_time_ms=at_ms,
-    )
-
-
-def swap(version: int, at_ms: int, previous: int, outcome: Any = "succeeded") -> SwapReported:
-    return SwapReported(
-        replica="one",
-        model_name="lrm",
-        model_version=version,
-        previous_version=previous,
-        outcome=outcome,
-        sha256="s",
-        swapped_time_ms=at_ms,
-        load_s=0.1,
-    )
-
-
-def add(figures: Figures, event: Any) -> list[tuple[str, float]]:
-    """Count an event; a semantic ID is appended 2 s after its upload."""
-    match event:
-        case SemanticIdAssigned():
-            return [*figures.count_assigned(event, event.upload_append_time_ms + 2000)]
-        case VideoServable():
-            return [*figures.count_servable(event)]
-        case CheckpointPromoted():
-            return [*figures.count_promoted(event)]
-        case SwapReported():
-            return [*figures.count_swap(event)]
-    figures.count_impressions(event)
-    return []
+from workers.freshness_figures import RECENT_VIDEOS, Figures
 
 
 def test_coverage_is_the_share_of_new_videos_by_arm_and_surface() -> None:
@@ -240,7 +168,89 @@ def test_figures_that_were_saved_in_between_end_as_uninterrupted_ones() -> None:
     for event in events:
         add(whole, event)
         add(resumed, event)
-        resumed = Figures.model_validate_json(resumed.model_dump_json())
+        resumed = msgspec.msgpack.decode(msgspec.msgpack.encode(resumed), type=Figures)
     assert resumed == whole
     assert resumed.report() == whole.report()
     assert whole.delays[UPLOAD_TO_SERVABLE].count == 20
+
+
+def test_shard_is_timed_until_a_replica_serves_what_was_learned_from_it_in_any_order() -> None:
+    events = [sealed("a", 1_000), promoted(2, 9_000, shard_ids=("a",)), swap(2, 11_000, 1)]
+    for order in itertools.permutations(events):
+        figures = Figures()
+        delays = [delay for event in order for delay in add(figures, event)]
+        assert sorted(delays) == [
+            (CHECKPOINT_TO_SERVING, 2.0),
+            (SHARD_TO_CHECKPOINT, 7.99),
+            (WATCH_TO_SERVING, 10.0),
+            (WATCH_TO_SHARD, 0.01),
+        ]
+
+
+def test_shard_counts_once_however_often_it_and_its_checkpoint_are_announced() -> None:
+    figures = Figures()
+    events = [sealed("a", 1_000), promoted(2, 9_000, shard_ids=("a",)), swap(2, 11_000, 1)]
+    for event in events:
+        add(figures, event)
+    assert add(figures, sealed("a", 1_000)) == []
+    assert add(figures, promoted(2, 50_000, shard_ids=("a",))) == []
+
+
+def test_model_is_as_old_as_the_newest_watch_that_the_version_which_serves_has_learned() -> None:
+    figures = Figures()
+    for event in (
+        promoted(2, 1_000, newest_event_time_ms=40_000),
+        swap(2, 2_000, 1),
+        promoted(3, 3_000, newest_event_time_ms=90_000),
+        shown(True, at_ms=100_000),
+    ):
+        add(figures, event)
+    report = figures.report()
+    assert report["trained_until_ms"] == {"lrm": 40_000}
+    assert report["model_age_s"] == {"lrm": 60.0}
+    add(figures, swap(3, 4_000, 2))
+    assert figures.report()["model_age_s"] == {"lrm": 10.0}
+
+
+def test_prequential_recall_is_that_of_each_promotion_once_oldest_first() -> None:
+    figures = Figures()
+    metrics = {
+        "prequential_recall_at_10": 0.25,
+        "prequential_recall_at_10_watched_0": 0.125,
+        "loss": 3.0,
+    }
+    for event in (promoted(2, 1_000, metrics=metrics), promoted(3, 2_000), promoted(2, 9_000)):
+        add(figures, event)
+    assert figures.report()["prequential"] == [
+        {
+            "model_name": "lrm", "model_version": 2, "time_ms": 1_000, "recall_at_10": 0.25,
+            "by_earlier_watches": {"0": 0.125},
+        }
+    ]  # fmt: skip
+
+
+def test_swaps_are_named_newest_first_with_the_reason_of_a_refusal() -> None:
+    figures = Figures()
+    for version in range(1, 30):
+        add(figures, swap(version, 1_000 * version, version - 1))
+    add(figures, swap(30, 30_000, 29, "rejected"))
+    newest = figures.report()["swaps_newest"]
+    assert [each["model_version"] for each in newest] == list(range(30, 10, -1))
+    assert newest[0]["outcome"] == "rejected"
+
+
+def test_codebook_is_healthy_by_the_semantic_ids_of_its_newest_version() -> None:
+    figures = Figures()
+    for number, (codes, place, version) in enumerate(
+        [((1, 1), 0, 2), ((9, 9), 0, 1), ((1, 2), 0, 2), ((1, 2), 1, 2), ((2, 3), 0, 2)]
+    ):
+        event = assigned(
+            f"v{number}", 1_000, codes=codes, disambiguation_code=place, codebook_version=version
+        )
+        add(figures, event)
+        add(figures, event)
+    report = figures.report()["codebook"]
+    assert (report["codebook_version"], report["videos"]) == (2, 4)
+    assert report["unique_share"] == 0.75
+    assert [level["codes_used"] for level in report["usage"]] == [2, 3]
+    assert report["usage"][0]["perplexity"] == pytest.approx(1.75, abs=0.01)
