@@ -27,6 +27,7 @@ from models.trie import warm
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
+    UserFeatures,
     WatchEvent,
 )
 from streams.history import Entry, history_entry, percent_watched, user_history
@@ -158,13 +159,17 @@ def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> Non
 def rows_of(watches: Iterable[WatchEvent], codebook_version: int) -> Iterator[ShardRow]:
     """Yield the watches as shard rows of at most `WATCHES_PER_ROW`, one user's after the other."""
     by_user: dict[str, list[NewWatch]] = defaultdict(list)
+    known: dict[str, UserFeatures] = {}
     for watch in watches:
         by_user[watch.user_id].append(_new_watch(watch))
+        if watch.user is not None:
+            known[watch.user_id] = watch.user
     for user_id, everything in by_user.items():
+        user = known.get(user_id, UserFeatures())
         for start in range(0, len(everything), WATCHES_PER_ROW):
             before: list[PastWatch] = list(everything[max(0, start - 100) : start])
             yield ShardRow(
-                user_id, None, None, None, None, None,
+                user_id, user.region, user.age, user.gender, user.device, user.language,
                 before, everything[start : start + WATCHES_PER_ROW], codebook_version,
             )  # fmt: skip
 
