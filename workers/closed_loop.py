@@ -230,6 +230,7 @@ class Loop:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._producer.close()
 
 
 def _chunks(asks: Sequence[Ask], most: int) -> Iterator[list[Ask]]:

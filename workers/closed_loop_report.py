@@ -16,6 +16,27 @@ from workers.closed_loop_figures import Figures
 from workers.closed_loop_refreshes import Refreshes
 from workers.demo_report import quantiles
 
+NAMES = {
+    "two_tower_hash": "hash",
+    "two_tower_cluster": "cluster",
+    "lrm": "lrm",
+    "lrm_fresh": "lrm fresh",
+    "two_tower_hash_random_new": "hash+random",
+}
+ROWS = {
+    "coverage": ("coverage", 1, "{:.3f}"),
+    "shown_share": ("new videos shown", 1, "{:.2f}"),
+    "reached_share": ("reached threshold", 1, "{:.2f}"),
+    "time_to_threshold_s": ("p50 time to it, h", 3600, "{:.1f}"),
+    "time_to_threshold_p90_s": ("p90 time to it, h", 3600, "{:.1f}"),
+    "new_views_per_request": ("new views/request", 1, "{:.3f}"),
+    "clicks_per_impression": ("clicks", 1, "{:.3f}"),
+    "likes_per_impression": ("likes", 1, "{:.4f}"),
+    "watched_s_per_request": ("watched, s/request", 1, "{:.0f}"),
+    "effective_vocabulary": ("vocabulary", 1, "{:.0f}"),
+}
+"""Of the tables: a figure's name, what it is divided by, and how it is written."""
+
 
 def build_report(
     played: Played, figures: Figures, refreshes: Refreshes, *, baseline: str, models: Sequence[str]
@@ -103,27 +124,18 @@ def missing_stages(report: Mapping[str, Any]) -> list[str]:
 
 
 def show(report: Mapping[str, Any], problems: list[str], console: Console) -> None:
-    """Print the report for a person."""
-    columns = {
-        "coverage": ("coverage", 1, "{:.3f}"),
-        "shown_share": ("shown", 1, "{:.2f}"),
-        "reached_share": ("reached", 1, "{:.2f}"),
-        "time_to_threshold_s": ("p50 h", 3600, "{:.1f}"),
-        "time_to_threshold_p90_s": ("p90 h", 3600, "{:.1f}"),
-        "clicks_per_impression": ("clicks", 1, "{:.3f}"),
-        "likes_per_impression": ("likes", 1, "{:.4f}"),
-        "watched_s_per_request": ("watched s", 1, "{:.0f}"),
-        "effective_vocabulary": ("vocabulary", 1, "{:.0f}"),
-    }
+    """Print the report for a person: below each figure its interval."""
     for key, title in (("arms", "By arm"), ("over_baseline", f"Over {report['baseline']}")):
-        table = Table("arm", *(name for name, _, _ in columns.values()), title=title)
+        table = Table("", *(NAMES.get(arm, arm) for arm in report[key]), title=title)
         table.title_justify = "left"
-        for arm, figures in report[key].items():
-            cells = [
-                _cell(figures.get(name), unit if key == "arms" else 1, form)
-                for name, (_, unit, form) in columns.items()
-            ]
-            table.add_row(arm, *cells)
+        for figure, (name, unit, form) in ROWS.items():
+            own = key == "arms"
+            if own or figure in report[key][report["baseline"]]:
+                cells = (
+                    _cell(figures.get(figure), unit if own else 1, form if own else "{:.2f}")
+                    for figures in report[key].values()
+                )
+                table.add_row(name if own else name.removesuffix(", h"), *cells)
         console.print(table)
     console.print(
         f"{report['requests']:,} requests, {report['requests_failed']} failed; {report['watches']:,} watches; "
@@ -137,11 +149,11 @@ def show(report: Mapping[str, Any], problems: list[str], console: Console) -> No
 
 
 def _cell(figure: Mapping[str, float | None] | None, unit: float, form: str) -> str:
-    """Return a figure with its interval; a dash for what could not be divided."""
+    """Return a figure above its interval; a dash for what could not be divided."""
     if figure is None or figure["value"] is None:
         return "-"
     texts = [
         "-" if (value := figure[key]) is None else form.format(value / unit)
         for key in ("value", "ci_low", "ci_high")
     ]
-    return f"{texts[0]} ({texts[1]}-{texts[2]})"
+    return f"{texts[0]}\n[dim]{texts[1]}-{texts[2]}[/]"
