@@ -68,12 +68,12 @@ def demo(
     viewers: Annotated[int, typer.Option(min=1, help="Of the closed loop, in each arm.")] = 60,
     videos: Annotated[
         int, typer.Option(min=50, help="Of the closed loop: uploaded before it begins.")
-    ] = 2000,
+    ] = 800,
     hours: Annotated[float, typer.Option(min=1, help="Of the closed loop, event time.")] = 48.0,
-    uploads_per_h: Annotated[float, typer.Option(min=0.1, help="In the closed loop.")] = 3.0,
+    uploads_per_h: Annotated[float, typer.Option(min=0.1, help="In the closed loop.")] = 2.0,
     asks_per_day: Annotated[
         float, typer.Option(min=0.1, help="Of each viewer of the closed loop, on average.")
-    ] = 7.0,
+    ] = 10.0,
     window_h: Annotated[
         float, typer.Option(min=0.5, help="Hours in which a video of the closed loop is new.")
     ] = 24.0,

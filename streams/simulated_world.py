@@ -44,7 +44,7 @@ class WorldSize:
 
     Attributes:
         viewers: in each arm.
-        past_videos: uploaded in the `past_h` before the start.
+        past_videos: uploaded before the start, at the same rate as after it.
         past_visits: pages that each user looked through in the last `visiting_h` before the start, on average.
         asks_per_day: of each user, on average.
     """
@@ -54,9 +54,13 @@ class WorldSize:
     uploads_per_h: float
     hours: float
     asks_per_day: float
-    past_visits: float = 20.0
-    past_h: float = 720.0
+    past_visits: float = 40.0
     visiting_h: float = 168.0
+
+    @property
+    def past_h(self) -> float:
+        """Hours before the start in which there were uploads."""
+        return self.past_videos / self.uploads_per_h
 
 
 class Upload(NamedTuple):

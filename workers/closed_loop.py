@@ -125,7 +125,7 @@ class Loop:
             for step_ms in range(self._world.start_ms, end_ms, self._step_ms):
                 until_ms = min(end_ms, step_ms + self._step_ms)
                 step = [ask for ask in asks if step_ms <= ask.time_ms < until_ms]
-                for moments in _chunks(step, MOMENTS_AT_ONCE):
+                for moments in chunks_of(step, MOMENTS_AT_ONCE):
                     uploads = self._upload(uploads, moments[0].time_ms, played)
                     self._ask(moments, askers, played)
                     self._check()
@@ -233,8 +233,8 @@ class Loop:
         self._producer.close()
 
 
-def _chunks(asks: Sequence[Ask], most: int) -> Iterator[list[Ask]]:
-    """Yield the asks in order, up to `most` at once, of different viewers."""
+def chunks_of(asks: Sequence[Ask], most: int) -> Iterator[list[Ask]]:
+    """Yield the asks in order, up to `most` at once, each of another viewer."""
     chunk: list[Ask] = []
     for ask in asks:
         if len(chunk) == most or any(ask.number == one.number for one in chunk):
