@@ -69,11 +69,11 @@ def demo(
     videos: Annotated[
         int, typer.Option(min=50, help="Of the closed loop: uploaded before it begins.")
     ] = 800,
-    hours: Annotated[float, typer.Option(min=1, help="Of the closed loop, event time.")] = 48.0,
+    hours: Annotated[float, typer.Option(min=1, help="Of the closed loop, event time.")] = 42.0,
     uploads_per_h: Annotated[float, typer.Option(min=0.1, help="In the closed loop.")] = 2.0,
     asks_per_day: Annotated[
         float, typer.Option(min=0.1, help="Of each viewer of the closed loop, on average.")
-    ] = 10.0,
+    ] = 8.0,
     window_h: Annotated[
         float, typer.Option(min=0.5, help="Hours in which a video of the closed loop is new.")
     ] = 24.0,
@@ -82,7 +82,7 @@ def demo(
     ] = 3.0,
     view_threshold: Annotated[
         int, typer.Option(min=1, help="Views of a new video, all arms together.")
-    ] = 10,
+    ] = 5,
     started: Annotated[float, typer.Option(hidden=True)] = 0.0,
 ) -> None:
     """Run the whole loop on MovieLens, live, and report what was measured."""

@@ -16,6 +16,7 @@ from infra.clock import now_ms
 from infra.provenance import provenance
 from infra.settings import Settings, with_values
 from infra.storage import write_atomically
+from models.quantizer import QuantizerConfig
 from streams.arms import LRM, LRM_FRESH, MODEL_OF, TWO_TOWER_HASH_RANDOM_NEW
 from streams.events import TWO_TOWER_CLUSTER, TWO_TOWER_HASH
 from streams.simulated_world import World, WorldSize, make_world, past_of
@@ -39,6 +40,8 @@ MODELS = tuple(dict.fromkeys(MODEL_OF[arm] for arm in ARMS))
 SHARD_AGE_S = 4.0
 """At most, so that a step's watches are not kept waiting for a shard's end."""
 BEAM_WIDTH = 10
+QUANTIZER = QuantizerConfig(steps=300)
+"""Of a catalogue of a thousand: each video is seen more than a hundred times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def _run(
     )
     with kafka_running(settings) as running:
         with progress_bars(console) as progress:
-            bootstrap(running, past, config=config, progress=progress)
+            bootstrap(running, past, config=config, quantizer=QUANTIZER, progress=progress)
         console.print("[bold]2 of 3[/]  start the workers, the trainer and the endpoint")
         refreshes = Refreshes(running)
         with processes_running(running) as supervisor:

@@ -15,7 +15,7 @@ def visits(
     slate: list[Sight], who: Viewer | None = None, *, mood: Mood = NOTHING, **fields: Any
 ) -> list[Visit]:
     """What comes of one slate over and over, each time with other random numbers."""
-    known = {"now_ms": NOON_MS, "seen": ()} | fields
+    known: dict[str, Any] = {"now_ms": NOON_MS, "seen": ()} | fields
     return [
         visit(
             who or viewer(),
