@@ -28,7 +28,7 @@ from streams.video_pool import PooledVideo, VideoPool
 from streams.viewers import HOUR_MS, Mood, Sight, Viewer, Watched, draw_viewers, visit
 
 PLACES = 10
-FRONT_PAGE = {"popular": 3, "topic": 4, "newest": 1, "any": 2}
+FRONT_PAGE = {"popular": 1, "topic": 6, "newest": 1, "any": 2}
 """Places of a page of the past."""
 POPULAR, NEWEST, COUNT_EVERY = 50, 10, 100
 WATCH_NEXT_SHARE = 0.3
@@ -54,7 +54,7 @@ class WorldSize:
     uploads_per_h: float
     hours: float
     asks_per_day: float
-    past_visits: float = 40.0
+    past_visits: float = 60.0
     visiting_h: float = 168.0
 
     @property

@@ -44,7 +44,7 @@ def viewer(name: str = "ann", **fields: Any) -> Viewer:
     """Somebody who likes art and balls alike and is moved by nothing else."""
     known: dict[str, Any] = {
         "tastes": shares(0.5, 0.5), "novelty": 0.0, "popularity": 0.0, "fatigue": 0.0,
-        "patience": 0.9, "reserve": 4.0, "features": UserFeatures(age=30),
+        "patience": 0.9, "reserve": 7.0, "features": UserFeatures(age=30),
     }  # fmt: skip
     return Viewer(name=name, **known | fields)
 

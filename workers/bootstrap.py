@@ -51,7 +51,8 @@ from workers.two_tower_round import first_two_tower_fit
 from workers.two_tower_state import TWO_TOWERS, Content, new_two_tower, save_two_tower
 
 WATCHES_PER_ROW = 25
-TWO_TOWER_EPOCHS = 4
+TWO_TOWER_EPOCHS, TWO_TOWER_STEPS_MIN = 4, 300
+"""A small past is gone through more often: with fewer steps a two-tower knows hardly more than what is popular."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ def fit_two_towers(
             state,
             learned,
             epochs=TWO_TOWER_EPOCHS,
+            steps_min=TWO_TOWER_STEPS_MIN,
             progress=partial(progress, model_name),
         )
         save = partial(save_two_tower, state)

@@ -1,5 +1,7 @@
 """The closed loop: simulated viewers ask the live endpoint, watch what it shows them, and so teach what it shows next.
 
+The surface is a feed: what a viewer has looked at it does not ask for again, whoever answers.
+
 Event time runs in steps of `refresh_h` hours. Within a step viewers ask over HTTP in the order of their times, and
 uploads and watches are sent to Kafka. The next step but one begins once what a step sent is served: its uploads
 can be shown, and every model has learned its watches. So how stale a model may be is a matter of event time, a step to
@@ -72,7 +74,8 @@ class Played:
 @dataclass
 class _UserState:
     mood: Mood
-    seen: set[str] = field(default_factory=set)
+    watched: set[str] = field(default_factory=set)
+    looked_at: dict[str, None] = field(default_factory=dict)
     last: str | None = None
 
 
@@ -106,7 +109,7 @@ class Loop:
         """Take in a watch of the past."""
         self._views[video_id] += 1
         state = self._users[user_id]
-        state.seen.add(video_id)
+        state.watched.add(video_id)
         state.last = video_id
 
     def play(self, on_progress: Callable[[Played], None] = lambda played: None) -> Played:
@@ -170,8 +173,10 @@ class Loop:
 
     def _body(self, ask: Ask, user: User) -> dict[str, Any]:
         features = user.viewer.features.model_dump(exclude_none=True)
+        state = self._users[user.user_id]
         body: dict[str, Any] = {"user_id": user.user_id, "user": features, "k": PLACES}
-        last = self._users[user.user_id].last
+        body["exclude"] = {"video_ids": list(state.looked_at)}
+        last = state.last
         if ask.surface == "watch_next" and last is not None:
             return body | {"surface": "watch_next", "context_video_id": last}
         return body | {"surface": "home"}
@@ -203,7 +208,7 @@ class Loop:
             state.mood,
             slate,
             now_ms=ask.time_ms,
-            seen=state.seen,
+            seen=state.watched,
             random_numbers=self._world.chances(ask, len(slate)),
         )
 
@@ -213,6 +218,7 @@ class Loop:
         """Send the watches, and remember them."""
         state = self._users[user.user_id]
         state.mood = found.mood
+        state.looked_at |= dict.fromkeys(answer.video_ids[: found.looked])
         for one in found.watches:
             watch = watch_of(
                 user,

@@ -37,8 +37,10 @@ FOLDER = "closed_loop"
 ARMS = (TWO_TOWER_HASH, TWO_TOWER_CLUSTER, LRM, LRM_FRESH, TWO_TOWER_HASH_RANDOM_NEW)
 BASELINE = TWO_TOWER_HASH
 MODELS = tuple(dict.fromkeys(MODEL_OF[arm] for arm in ARMS))
-SHARD_AGE_S = 4.0
-"""At most, so that a step's watches are not kept waiting for a shard's end."""
+SHARD_AGE_S = 20.0
+"""In which a shard is as good as sure to have its watches: the age is for the last one."""
+WATCHES_PER_REQUEST = 0.8
+"""About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 10
 QUANTIZER = QuantizerConfig(steps=300)
 """Of a catalogue of a thousand: each video is seen more than a hundred times."""
@@ -62,6 +64,12 @@ class ClosedLoopOptions:
     model: str
 
     @property
+    def watches_per_step(self) -> int:
+        """About how many there are."""
+        asks = self.size.viewers * self.size.asks_per_day * self.refresh_h / 24
+        return max(1, round(WATCHES_PER_REQUEST * len(ARMS) * asks))
+
+    @property
     def arm_threshold(self) -> int:
         """Views within one arm."""
         return max(1, round(self.view_threshold / len(ARMS)))
@@ -77,7 +85,8 @@ def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
         serve__fresh_max_age_h=options.window_h,
         serve__beam_width=BEAM_WIDTH,
         freshness__new_video_age_h=options.window_h,
-        watches__shard_max_age_s=min(SHARD_AGE_S, settings.watches.shard_max_age_s),
+        watches__shard_max_age_s=SHARD_AGE_S,
+        watches__shard_max_rows=options.watches_per_step,
     )
     console = Console()
     return until_stopped(lambda: _run(settings, options, config, console), settings, console)

@@ -94,7 +94,7 @@ def test_what_everybody_watches_draws_those_whom_it_moves() -> None:
 
 def test_novelty_and_popularity_make_people_click_and_not_stay() -> None:
     dull = [sight(video(1, shares(0, 0, 1)), age_h=0, views=99)]
-    drawn, unmoved = viewer(novelty=3.0, popularity=3.0), viewer(reserve=4.0)
+    drawn, unmoved = viewer(novelty=3.0, popularity=3.0), viewer()
     assert clicks(dull, drawn) > 5 * clicks(dull, unmoved)
     assert worth(drawn, NOTHING, dull[0].video) == worth(unmoved, NOTHING, dull[0].video)
     stays = [one.share for each in visits(dull, drawn) for one in each.watches]
