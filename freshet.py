@@ -58,9 +58,53 @@ def demo(
         int, typer.Option(min=0, help="Play only so many watches; 0 is all of them.")
     ] = 0,
     model: Annotated[str, typer.Option(help="nano, or tiny for a quick look.")] = "nano",
+    closed_loop: Annotated[
+        bool,
+        typer.Option(
+            "--closed-loop",
+            help="Simulated viewers in five arms watch what they are shown; of the options above only --model counts.",
+        ),
+    ] = False,
+    viewers: Annotated[int, typer.Option(min=1, help="Of the closed loop, in each arm.")] = 60,
+    videos: Annotated[
+        int, typer.Option(min=50, help="Of the closed loop: uploaded before it begins.")
+    ] = 800,
+    hours: Annotated[float, typer.Option(min=1, help="Of the closed loop, event time.")] = 42.0,
+    uploads_per_h: Annotated[float, typer.Option(min=0.1, help="In the closed loop.")] = 2.0,
+    asks_per_day: Annotated[
+        float, typer.Option(min=0.1, help="Of each viewer of the closed loop, on average.")
+    ] = 8.0,
+    window_h: Annotated[
+        float, typer.Option(min=0.5, help="Hours in which a video of the closed loop is new.")
+    ] = 24.0,
+    refresh_h: Annotated[
+        float, typer.Option(min=0.5, help="Event time between refreshes that are waited for.")
+    ] = 3.0,
+    view_threshold: Annotated[
+        int, typer.Option(min=1, help="Views of a new video, all arms together.")
+    ] = 5,
     started: Annotated[float, typer.Option(hidden=True)] = 0.0,
 ) -> None:
     """Run the whole loop on MovieLens, live, and report what was measured."""
+    if closed_loop:
+        from streams.simulated_world import WorldSize
+        from workers.closed_loop_run import ClosedLoopOptions, run_closed_loop
+
+        size = WorldSize(
+            viewers=viewers,
+            past_videos=videos,
+            uploads_per_h=uploads_per_h,
+            hours=hours,
+            asks_per_day=asks_per_day,
+        )
+        loop = ClosedLoopOptions(
+            size=size,
+            window_h=window_h,
+            refresh_h=refresh_h,
+            view_threshold=view_threshold,
+            model=model,
+        )
+        raise typer.Exit(run_closed_loop(load_settings(), loop))
     from workers.demo_run import DemoOptions, run_demo
 
     options = DemoOptions(

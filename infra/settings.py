@@ -193,7 +193,8 @@ class ServeSettings(_Group):
         0.2,
         gt=0,
         le=1,
-        description="share of an answer's places that the arm lrm_fresh fills with new videos",
+        description="share of an answer's places that the arm lrm_fresh fills with new videos, "
+        "two_tower_hash_random_new with new ones at random",
     )
     fresh_max_age_h: float = Field(
         24.0,
@@ -214,8 +215,8 @@ class ExperimentSettings(_Group):
     arms: tuple[str, ...] = Field(
         ("lrm",),
         min_length=1,
-        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, each with a weight where that is "
-        'not 1: ["lrm:9", "lrm_fresh"]; who has no user id gets the first',
+        description="JSON list of lrm, lrm_fresh, two_tower_cluster, two_tower_hash, two_tower_hash_random_new, each "
+        'with a weight where that is not 1: ["lrm:9", "lrm_fresh"]; who has no user id gets the first',
     )
     salt: str = Field("", description="another one deals the users anew")
 

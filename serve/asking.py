@@ -15,7 +15,7 @@ from models.trie_filters import Filters
 from serve.lanes import FreshLane
 from serve.schemas import RecommendationRequest, WhoAsks
 from serve.views import EventClock, HistoryView, KnownViewer
-from streams.arms import LRM_FRESH
+from streams.arms import WITH_FRESH_LANE
 
 HOUR_MS = 3_600_000
 
@@ -53,7 +53,7 @@ class Asking:
         """Return the request's fresh lane, or its arm's; None for no such thing."""
         if asked.fresh is not None:
             return FreshLane(self._since(asked.fresh.max_age_h), asked.fresh.min_share)
-        if arm == LRM_FRESH:
+        if arm in WITH_FRESH_LANE:
             return FreshLane(
                 self._since(self._settings.fresh_max_age_h), self._settings.fresh_share
             )

@@ -4,6 +4,7 @@
     arm lrm, lrm_fresh    search the trie, beside others' requests ----------> lrm, fresh_lane
                           too many wait for that: what the table has --------> table
     arm two_tower_...     rank all live videos ------------------------------> two_tower
+                          of random_new: new ones at random in some places --> random_new
     places still empty    nearest in content, unless too many wait ----------> neighbours
                           the most watched ----------------------------------> popularity
 
@@ -12,6 +13,7 @@ Whatever the source, nothing is shown that is not live or that the request exclu
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,9 +43,10 @@ from serve.schemas import (
 )
 from serve.table_answers import TableAnswers, routes_to_table
 from serve.views import CatalogueView, EventClock, HistoryView
-from streams.arms import LRM, LRM_FRESH, arm_of
-from streams.events import ImpressionItem, ImpressionsShown
+from streams.arms import LRM, MODEL_OF, TWO_TOWER_HASH_RANDOM_NEW, arm_of
+from streams.events import LRM_MODEL_NAME, ImpressionItem, ImpressionsShown
 
+DRAWN_FROM_MAX = 10_000
 TABLE_ARM = "table"
 """Of answers that no arm gave: the related videos, the same for everybody."""
 OnShown = Callable[[ImpressionsShown], None]
@@ -106,6 +109,7 @@ class Recommender:
         self._settings, self._on_shown = settings, on_shown
         self._asking = Asking(histories, clock, settings.serve)
         self._table_answers = TableAnswers()
+        self._rng = random.Random(settings.seed)
 
     def recommend(self, asked: RecommendationRequest) -> RecommendationResponse:
         """Return up to k live videos that the request does not exclude, best first."""
@@ -145,7 +149,7 @@ class Recommender:
     def _begin(self, asked: RecommendationRequest) -> Answering:
         arm = arm_of(asked.user_id, self._settings.experiment)
         request, lane = self._asking.request(asked), self._asking.lane(asked, arm)
-        if lane is not None and lane.share == 1:
+        if lane is not None and lane.share == 1 and arm != TWO_TOWER_HASH_RANDOM_NEW:
             request, lane = within(request, lane), None
         return Answering(asked, arm, request, lane, self._catalogue.trie.view)
 
@@ -156,7 +160,7 @@ class Recommender:
             if len(items) == answering.asked.k:
                 return items
             answering.model_version = 0  # filters left too little of the row
-        if answering.arm not in (LRM, LRM_FRESH):
+        if MODEL_OF[answering.arm] != LRM_MODEL_NAME:
             return self._shown_of(self._from_two_tower(answering))
         try:
             return self._shown_of(self._from_lrm(answering))
@@ -195,7 +199,7 @@ class Recommender:
 
     def _from_two_tower(self, answering: Answering) -> list[Pick]:
         """Rank by the newest watches, or by the video on screen for who has none."""
-        bundle = self._models.two_tower(answering.arm)
+        bundle = self._models.two_tower(MODEL_OF[answering.arm])
         if bundle is None:
             return []
         answering.model_version = bundle.model_version
@@ -207,7 +211,15 @@ class Recommender:
         if lane is None:
             return main
         new = answering.view.filtered(within(answering.request, lane).filters)
+        if answering.arm == TWO_TOWER_HASH_RANDOM_NEW:
+            return self._merged(answering, main, self._at_random(new, asked.k))
         return self._merged(answering, main, _first(ranked, new, asked.k, "fresh_lane"))
+
+    def _at_random(self, allowed: TrieView, k: int) -> list[Pick]:
+        """Return up to k videos that may be shown, each as likely as any other of the first `DRAWN_FROM_MAX`."""
+        drawn_from = allowed.some_video_ids(DRAWN_FROM_MAX)
+        drawn = self._rng.sample(drawn_from, min(k, len(drawn_from)))
+        return [Pick(video_id, None, "random_new") for video_id in drawn]
 
     def _merged(
         self, answering: Answering, main: Sequence[Pick], fresh: Sequence[Pick]

@@ -15,10 +15,12 @@ MAX_EXCLUDED = 10_000
 MAX_CANDIDATES = 200
 MAX_LANGUAGES = 100
 Percent = Annotated[int, Field(ge=0, le=1_000)]
-Source = Literal["lrm", "fresh_lane", "two_tower", "table", "neighbours", "popularity"]
+Source = Literal[
+    "lrm", "fresh_lane", "two_tower", "random_new", "table", "neighbours", "popularity"
+]
 _SOURCE = (
-    "lrm; fresh_lane: the LRM among new videos only; two_tower; table: made by the LRM beforehand; neighbours: near in "
-    "content to what is on screen or was watched last; popularity"
+    "lrm; fresh_lane: the LRM among new videos only; two_tower; random_new: a new one at random; table: made by the "
+    "LRM beforehand; neighbours: near in content to what is on screen or was watched last; popularity"
 )
 
 

@@ -1,7 +1,8 @@
 """Which arm of the experiment answers a user: a function of the user's id and the settings, and of nothing else.
 
 So every stage computes it alone, and a user keeps the arm through restarts, replicas and models. An arm whose weight
-grows takes users from its neighbours in the list only. Knows nothing of what an arm does.
+grows takes users from its neighbours in the list only. Knows of an arm which model answers it and whether it
+has places for new videos, not how they are filled.
 """
 
 from __future__ import annotations
@@ -14,10 +15,21 @@ from typing import Final
 
 from infra.errors import ConfigError
 from infra.settings import ExperimentSettings
+from streams.events import LRM_MODEL_NAME, TWO_TOWER_CLUSTER, TWO_TOWER_HASH
 
 LRM, LRM_FRESH = "lrm", "lrm_fresh"
-TWO_TOWER_CLUSTER, TWO_TOWER_HASH = "two_tower_cluster", "two_tower_hash"
-ARMS: Final = (LRM, LRM_FRESH, TWO_TOWER_CLUSTER, TWO_TOWER_HASH)
+TWO_TOWER_HASH_RANDOM_NEW = "two_tower_hash_random_new"
+"""Hashed ids, and new videos drawn at random in the places of the fresh lane: what such places do by themselves."""
+ARMS: Final = (LRM, LRM_FRESH, TWO_TOWER_CLUSTER, TWO_TOWER_HASH, TWO_TOWER_HASH_RANDOM_NEW)
+MODEL_OF: Final[Mapping[str, str]] = {
+    LRM: LRM_MODEL_NAME,
+    LRM_FRESH: LRM_MODEL_NAME,
+    TWO_TOWER_CLUSTER: TWO_TOWER_CLUSTER,
+    TWO_TOWER_HASH: TWO_TOWER_HASH,
+    TWO_TOWER_HASH_RANDOM_NEW: TWO_TOWER_HASH,
+}
+"""The `model_name` whose checkpoints answer each arm."""
+WITH_FRESH_LANE: Final = frozenset({LRM_FRESH, TWO_TOWER_HASH_RANDOM_NEW})
 _BUCKETS: Final = 2**64
 
 

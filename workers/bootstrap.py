@@ -27,6 +27,7 @@ from models.trie import warm
 from streams.client import TopicReader, flush, producer, send
 from streams.events import (
     LRM_MODEL_NAME,
+    UserFeatures,
     WatchEvent,
 )
 from streams.history import Entry, history_entry, percent_watched, user_history
@@ -50,7 +51,8 @@ from workers.two_tower_round import first_two_tower_fit
 from workers.two_tower_state import TWO_TOWERS, Content, new_two_tower, save_two_tower
 
 WATCHES_PER_ROW = 25
-TWO_TOWER_EPOCHS = 4
+TWO_TOWER_EPOCHS, TWO_TOWER_STEPS_MIN = 4, 300
+"""A small past is gone through more often: with fewer steps a two-tower knows hardly more than what is popular."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,17 @@ def _publish_histories(settings: Settings, watches: Sequence[WatchEvent]) -> Non
 def rows_of(watches: Iterable[WatchEvent], codebook_version: int) -> Iterator[ShardRow]:
     """Yield the watches as shard rows of at most `WATCHES_PER_ROW`, one user's after the other."""
     by_user: dict[str, list[NewWatch]] = defaultdict(list)
+    known: dict[str, UserFeatures] = {}
     for watch in watches:
         by_user[watch.user_id].append(_new_watch(watch))
+        if watch.user is not None:
+            known[watch.user_id] = watch.user
     for user_id, everything in by_user.items():
+        user = known.get(user_id, UserFeatures())
         for start in range(0, len(everything), WATCHES_PER_ROW):
             before: list[PastWatch] = list(everything[max(0, start - 100) : start])
             yield ShardRow(
-                user_id, None, None, None, None, None,
+                user_id, user.region, user.age, user.gender, user.device, user.language,
                 before, everything[start : start + WATCHES_PER_ROW], codebook_version,
             )  # fmt: skip
 
@@ -210,6 +216,7 @@ def fit_two_towers(
             state,
             learned,
             epochs=TWO_TOWER_EPOCHS,
+            steps_min=TWO_TOWER_STEPS_MIN,
             progress=partial(progress, model_name),
         )
         save = partial(save_two_tower, state)

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -80,7 +81,14 @@ def bootstrap_config(model: str) -> BootstrapConfig:
 def run_demo(settings: Settings, options: DemoOptions) -> int:
     """Run the demo under `<var_dir>/demo` and return the exit status."""
     config = bootstrap_config(options.model)
-    folder = settings.var_dir / "demo"
+    settings = fresh_settings(settings, "demo")
+    console = Console()
+    return until_stopped(lambda: _run(settings, options, config, console), settings, console)
+
+
+def fresh_settings(settings: Settings, name: str) -> Settings:
+    """Return settings for a run under `<var_dir>/<name>`, which is emptied, and in topics of its own."""
+    folder = settings.var_dir / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     settings = with_values(
@@ -90,13 +98,17 @@ def run_demo(settings: Settings, options: DemoOptions) -> int:
         serve__port=0,
     )
     if settings.kafka.bootstrap_servers:  # where earlier demos have left their topics
-        prefix = f"{settings.kafka.topic_prefix}demo-{now_ms()}-"
+        prefix = f"{settings.kafka.topic_prefix}{name}-{now_ms()}-"
         settings = with_values(settings, kafka__topic_prefix=prefix)
+    return settings
+
+
+def until_stopped(run: Callable[[], int], settings: Settings, console: Console) -> int:
+    """Run until the end, or until Ctrl-C or SIGTERM, and return the exit status."""
     configure("demo", level="WARNING", format=settings.log.format)
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console()
     try:
-        return _run(settings, options, config, console)
+        return run()
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")
         return 130
@@ -121,7 +133,7 @@ def _run(
         observer = Observer(running.kafka)
         console.print("[bold]2 of 4[/]  start the workers, the trainer and the endpoint")
         with processes_running(running) as supervisor:
-            surface = Surface(_endpoint(running, supervisor), earlier, running)
+            surface = Surface(wait_endpoint(running, supervisor), earlier, running)
             console.print(f"[bold]3 of 4[/]  play {len(later.events):,} events")
             played, problems = _stream(
                 running, options, later, surface, observer, supervisor, console
@@ -160,7 +172,12 @@ def _load_frozen(settings: Settings, fitted: Bootstrapped) -> Lrm:
     return load_lrm(folder, sha256=fitted.sha256)
 
 
-def _endpoint(settings: Settings, supervisor: Supervisor) -> str:
+def wait_endpoint(settings: Settings, supervisor: Supervisor) -> str:
+    """Return the endpoint's URL once it can recommend and all workers work.
+
+    Raises:
+        TransientError: they do not in time.
+    """
     discovery = settings.var_dir / "serve.json"
 
     def announced() -> bool:

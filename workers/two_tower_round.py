@@ -5,6 +5,7 @@ As `workers.training_round`, and scored by the same figures; knows nothing of Ka
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -129,13 +130,19 @@ def first_two_tower_fit(
     rows: Sequence[ShardRow],
     *,
     epochs: int,
+    steps_min: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
     """Fit a new state to rows, its anchor rows not among them, and return the loss of each step.
 
+    There are more epochs where so few have not `steps_min` steps.
+
     The state is at model_version 1 then, and what the rounds go on from.
     """
     windows, training = list(windows_of(state.retriever, rows)), state.training
+    items = sum(len(window.items) for window in windows)
+    steps_of_epoch = max(1, math.ceil(items / training.positions_per_step))
+    epochs = max(epochs, math.ceil(steps_min / steps_of_epoch))
     losses: list[float] = []
     for epoch in range(epochs):
         progress(epoch / epochs)

@@ -19,6 +19,7 @@ class Measure:
         higher_is_better: which way is better, so that a ratio above 1 always means better than the peer.
         peer: who else did the same work in the same run, if anyone.
         peer_value: the peer's number, in the same unit.
+        ci: between which two values it lies with a probability of 95 %, where that was measured.
     """
 
     measure: str
@@ -27,6 +28,7 @@ class Measure:
     higher_is_better: bool
     peer: str | None = None
     peer_value: float | None = None
+    ci: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.peer is None) != (self.peer_value is None):
@@ -42,12 +44,14 @@ class Measure:
         return over / under if under else None
 
     def as_json(self) -> dict[str, str | float | None]:
-        """Return the report's line; peer, peer_value and ratio only where a peer ran."""
+        """Return the report's line; the interval only where there is one, a peer's values only where a peer ran."""
         line: dict[str, str | float | None] = {
             "measure": self.measure,
             "value": self.value,
             "unit": self.unit,
         }
+        if self.ci is not None:
+            line |= {"ci_low": self.ci[0], "ci_high": self.ci[1]}
         if self.peer is None:
             return line
         return line | {"peer": self.peer, "peer_value": self.peer_value, "ratio": self.ratio}

@@ -44,9 +44,13 @@ def run(name: str, var_dir: Path) -> Path:
 def _table(name: str, measures: Sequence[Measure]) -> Table:
     table = Table(Column("measure", no_wrap=True), "value", "unit", "peer", "peer's value", "ratio")
     table.title = name
+    has_intervals = any(measure.ci is not None for measure in measures)
+    if has_intervals:
+        table.add_column("95 % interval")
     for measure in measures:
         peer = (measure.peer or "", _as_text(measure.peer_value), _as_text(measure.ratio))
-        table.add_row(measure.measure, _as_text(measure.value), measure.unit, *peer)
+        interval = [" to ".join(map(_as_text, measure.ci or ()))] if has_intervals else []
+        table.add_row(measure.measure, _as_text(measure.value), measure.unit, *peer, *interval)
     return table
 
 

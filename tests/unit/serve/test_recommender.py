@@ -369,6 +369,39 @@ def test_two_tower_arm_ranks_what_is_live_by_the_history(
     assert set(endpoint.ids(user_id="u", k=3, fresh={"max_age_h": 3})) == {"v-0", "v-3"}
 
 
+def test_random_new_videos_take_the_places_of_the_fresh_lane_and_no_others(
+    endpoint: Endpoint, store_root: Path
+) -> None:
+    endpoint.catalogue.take(
+        [
+            record_of(with_content(assigned(number, age_h=number), number))
+            for number in range(NUM_VIDEOS)
+        ]
+    )
+    endpoint.models.follow([save_two_tower(store_root, "two_tower_hash", 9)])
+    lane = {"serve__fresh_share": 0.4, "serve__fresh_max_age_h": 9.0}
+    endpoint.set(experiment__arms=("two_tower_hash",), **lane)
+    history = [{"video_id": "v-30"}]
+    by_hash = endpoint.ids(user_id="u", k=5, history=history)
+    endpoint.set(experiment__arms=("two_tower_hash_random_new",), **lane)
+    recommender, drawn = endpoint.recommender, set()
+    asked = RecommendationRequest.model_validate({"user_id": "u", "k": 5, "history": history})
+    for _ in range(200):
+        answer = recommender.recommend(asked)
+        assert (answer.arm, answer.model_version) == ("two_tower_hash_random_new", 9)
+        random_new = {item.video_id for item in answer.items if item.source == "random_new"}
+        ranked = [item.video_id for item in answer.items if item.source == "two_tower"]
+        assert len(new_ones(answer, 9)) == max(
+            2, sum(item.age_s <= 9 * 3600 for item in answer.items)
+        )
+        assert ranked == [one for one in by_hash if one in ranked]
+        assert len(random_new) + len(ranked) == 5
+        drawn |= random_new
+    assert drawn == {f"v-{number}" for number in range(10)} - set(by_hash[:5]) | (
+        drawn & set(by_hash)
+    )
+
+
 def test_two_tower_ranks_by_the_video_on_screen_for_who_has_watched_nothing(
     endpoint: Endpoint, store_root: Path
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from infra.errors import ConfigError
 from infra.settings import ExperimentSettings
-from streams.arms import ARMS, arm_of, shares
+from streams.arms import ARMS, MODEL_OF, WITH_FRESH_LANE, arm_of, shares
 
 USERS = [f"user-{number}" for number in range(20_000)]
 
@@ -46,3 +46,9 @@ def test_growing_last_arm_takes_users_and_gives_none_away() -> None:
 def test_wrong_arms_are_refused_by_name(arms: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="FRESHET_EXPERIMENT__ARMS"):
         arm_of("u", ExperimentSettings(arms=arms))
+
+
+def test_control_of_the_fresh_lane_is_answered_by_the_model_of_the_hash_arm() -> None:
+    assert set(MODEL_OF) == set(ARMS)
+    assert MODEL_OF["two_tower_hash_random_new"] == MODEL_OF["two_tower_hash"] == "two_tower_hash"
+    assert {"lrm_fresh", "two_tower_hash_random_new"} == WITH_FRESH_LANE
