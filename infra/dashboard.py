@@ -82,7 +82,8 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Coverage: share of impressions that are new videos",
             {
-                'sum by (arm) (rate(freshet_freshness_impressions_total{new="true"}[5m]))'
+                '(sum by (arm) (rate(freshet_freshness_impressions_total{new="true"}[5m]))'
+                " or 0 * sum by (arm) (rate(freshet_freshness_impressions_total[5m])))"
                 " / sum by (arm) (rate(freshet_freshness_impressions_total[5m]))": "{{arm}}"
             },
             unit="percentunit",

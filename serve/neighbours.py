@@ -42,6 +42,8 @@ class Neighbours:
         self._lock = threading.Lock()
         self._failing = False
         self._retry_at = 0.0
+        for outcome in ("answered", "failed", "not_asked"):
+            metrics.NEIGHBOURS.labels(outcome)
 
     def of(self, video_id: str, k: int, *, codebook_version: int) -> list[Neighbour]:
         """Return the k videos nearest to a live one, nearest first, without itself.

@@ -133,6 +133,8 @@ def run(settings: Settings, *, at_once: bool = False) -> None:
     """Be the process that has tables built, until SIGTERM or SIGINT."""
     configure("table", level=settings.log.level, format=settings.log.format)
     metrics.expose(settings.metrics.host, settings.metrics.table_port)
+    for outcome in ("published", "failed"):
+        metrics.TABLE_BUILDS.labels(outcome)
     stopping = stop_on_signal()
     Path(settings.var_dir).mkdir(parents=True, exist_ok=True)
     TableSchedule(settings, stopping).run(at_once=at_once)

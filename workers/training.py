@@ -90,6 +90,8 @@ class TrainingLoop:
         )
         for verdict in ("promoted", "refused"):
             metrics.ROUNDS.labels(model_name, verdict)
+        for counter in (metrics.UNKNOWN_VIDEOS, metrics.WATCHES_LEFT_OUT, metrics.SHARDS_SKIPPED):
+            counter.labels(model_name)
         self._producer = producer(settings.kafka)
         self._announce_missing(version)
         self._actor = self._start_actor()

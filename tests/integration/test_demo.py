@@ -48,7 +48,7 @@ JOBS = {
 # What has no sample in so short a run: drift takes 100 uploads, velocity some hours, and nothing goes wrong.
 NOT_IN_A_SLICE = {
     "freshet_codebook_residual_norm_ratio", "freshet_codebook_usage_divergence",
-    "freshet_dead_letters_total", "freshet_freshness_new_videos_shown_ratio",
+    "freshet_dead_letters_total", "freshet_training_adapters_total", "freshet_freshness_new_videos_shown_ratio",
     "freshet_freshness_threshold_reached_ratio", "freshet_freshness_time_to_threshold_seconds",
     "freshet_freshness_effective_vocabulary_videos", "freshet_freshness_clicks_per_impression",
     "freshet_freshness_likes_per_impression", "freshet_freshness_trained_until_timestamp_seconds",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from tests.tiny_serving import assigned, publish_tiny_codebook
 
 pytestmark = pytest.mark.integration
 
-NUM_VIDEOS, ASKED = 10, 40
+NUM_VIDEOS, AT_ONCE = 10, 8
 BOTH = {"0", "1"}
 
 
@@ -62,17 +63,24 @@ def test_figures_of_both_replicas_are_told_apart_and_add_up(
 ) -> None:
     version = 'freshet_serving_model_version{model_name="lrm"}'
     endpoint.until(lambda: replicas_of(prometheus, version) == BOTH, "a model in both replicas")
-    for number in range(ASKED):
-        endpoint.ask(user_id=f"u{number}", k=3)
     route = 'route="/v1/recommendations"'
-    answered = f'sum(freshet_serving_requests_total{{{route}, status="answered"}})'
+    answered = f'freshet_serving_requests_total{{{route}, status="answered"}}'
+    asked = 0
+
+    def ask_until_both_answered() -> bool:
+        nonlocal asked
+        with ThreadPoolExecutor(AT_ONCE) as callers:  # one after the other, one replica may get all
+            list(callers.map(lambda number: endpoint.ask(user_id=f"u{number}"), range(AT_ONCE)))
+        asked += AT_ONCE
+        return replicas_of(prometheus, answered) == BOTH
+
+    endpoint.until(ask_until_both_answered, "an answer of each replica")
     endpoint.until(
-        lambda: prometheus.query(answered) == [({}, float(ASKED))], "all requests in the figures"
+        lambda: prometheus.query(f"sum({answered})") == [({}, asked)], "all requests in the figures"
     )
-    assert replicas_of(prometheus, f"freshet_serving_requests_total{{{route}}}") == BOTH
     assert replicas_of(prometheus, "freshet_serving_live_videos") == BOTH
     got = prometheus.query(f'freshet_ingress_responses_total{{{route}, code="200"}}')
-    assert [(labels.get("replica"), value) for labels, value in got] == [(None, ASKED)]
+    assert [(labels.get("replica"), value) for labels, value in got] == [(None, asked)]
     assert replicas_of(prometheus, "process_cpu_seconds_total") == BOTH | {""}
     assert prometheus.query("max(freshet_ingress_replicas_answering)") == [({}, 2)]
 
