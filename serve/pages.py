@@ -1,7 +1,7 @@
 """The operators' page at /dashboard, as the files of its folder; knows nothing of what it shows.
 
 The page and its scripts are public, as they hold no figure and no title. All that is shown is asked for under /v1, with
-the key where there is one, so that nobody sees more than they could ask for themselves. It needs nothing from elsewhere.
+the key where there is one, so nobody sees more than they could ask for themselves. It needs nothing from elsewhere.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import { useEffect, useState } from "./lib.js";
 import { ask } from "./server.js";
 
 const EVERY_MS = 2_000;
+const PATIENCE_S = 10;
 const FORGET_REPLICA_MS = 60_000; // each question is answered by one of them
 export const FIGURES_OLD_S = 20; // the worker writes every 2 s
 
@@ -37,7 +38,8 @@ export const useLive = () => {
 
 const heard = async (signal) => {
   try {
-    const [freshness, status] = await Promise.all([ask("v1/freshness", { signal }), ask("v1/status", { signal })]);
+    const asked = { signal, patienceS: PATIENCE_S };
+    const [freshness, status] = await Promise.all([ask("v1/freshness", asked), ask("v1/status", asked)]);
     return (last) => ({
       link: "live",
       reason: "",

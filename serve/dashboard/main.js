@@ -98,7 +98,7 @@ const LINKS = { starting: "Asking…", live: "Live", busy: "Busy", lost: "No ans
 const Link = ({ live, now }) => html`
   <p class="link">
     <span class=${`lamp ${live.link}`} aria-hidden="true"></span> <b>${LINKS[live.link]}</b>
-    ${live.writtenMs && html` <span>figures of ${ago(live.writtenMs, now)}</span>`}
+    ${live.writtenMs && html` <span>figures written ${ago(live.writtenMs, now)}</span>`}
   </p>`;
 
 const Trouble = ({ live, now }) => {

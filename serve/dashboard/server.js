@@ -1,7 +1,7 @@
 // The endpoint as the page asks it. A key, where one is needed, stays in this tab's session storage and goes out in a header.
 
 const KEY = "freshet.api_key";
-const PATIENCE_MS = 25_000; // the endpoint itself gives up after 20 s
+const PATIENCE_S = 25; // the endpoint itself gives up after 20
 
 /** Why there is no answer: status 0 where nobody answers at all. */
 export class Unanswered extends Error {
@@ -18,12 +18,12 @@ export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /** Return an endpoint's answer and the server's time of it; `body` makes the request a POST. */
-export const ask = async (path, { body, signal } = {}) => {
+export const ask = async (path, { body, signal, patienceS = PATIENCE_S } = {}) => {
   const headers = { accept: "application/json" };
   const key = sessionStorage.getItem(KEY);
   if (key) headers["X-API-Key"] = key;
   if (body) headers["content-type"] = "application/json";
-  const patience = AbortSignal.timeout(PATIENCE_MS);
+  const patience = AbortSignal.timeout(1_000 * patienceS);
   let response, answer;
   try {
     response = await fetch(new URL(path, document.baseURI), {
