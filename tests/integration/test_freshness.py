@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -272,10 +273,11 @@ def test_worker_killed_at_any_line_reports_what_an_uninterrupted_one_would(
     counted = watched(start_ms - start_ms % 3_600_000)
     # As soon as some figures are shown, and at places of the loops that nobody chose: while all topics are being read.
     kills = random.Random(settings.kafka.topic_prefix)
-    records = [*answers(start_ms), *uploads(start_ms), *videos(start_ms), *models(start_ms)]
-    parts = 4
+    sources = (answers(start_ms), uploads(start_ms), videos(start_ms), models(start_ms))
+    records = [each for some in zip_longest(*sources) for each in some if each is not None]
+    parts, size = 4, len(records) // 4 + 1
     for part in range(parts):
-        send_all(settings, records[part::parts])
+        send_all(settings, records[part * size : (part + 1) * size])
         send_counts(settings, counted[part::parts], commit=True)
         send_counts(settings, counted, commit=False)
         if part < 2:
