@@ -71,18 +71,10 @@ def demo(
     ] = 800,
     hours: Annotated[float, typer.Option(min=1, help="Of the closed loop, event time.")] = 42.0,
     uploads_per_h: Annotated[float, typer.Option(min=0.1, help="In the closed loop.")] = 2.0,
-    asks_per_day: Annotated[
-        float, typer.Option(min=0.1, help="Of each viewer of the closed loop, on average.")
-    ] = 8.0,
-    window_h: Annotated[
-        float, typer.Option(min=0.5, help="Hours in which a video of the closed loop is new.")
-    ] = 24.0,
-    refresh_h: Annotated[
-        float, typer.Option(min=0.5, help="Event time between refreshes that are waited for.")
-    ] = 3.0,
-    view_threshold: Annotated[
-        int, typer.Option(min=1, help="Views of a new video, all arms together.")
-    ] = 5,
+    asks_per_day: Annotated[float, typer.Option(min=0.1, help="Of a viewer, on average.")] = 8.0,
+    window_h: Annotated[float, typer.Option(min=0.5, help="Hours that a video is new.")] = 24.0,
+    refresh_h: Annotated[float, typer.Option(min=0.5, help="Hours between refreshes.")] = 3.0,
+    view_threshold: Annotated[int, typer.Option(min=1, help="Views, by all arms.")] = 5,
     started: Annotated[float, typer.Option(hidden=True)] = 0.0,
 ) -> None:
     """Run the whole loop on MovieLens, live, and report what was measured."""

@@ -14,9 +14,7 @@ VIDEOS = {
 
 
 def watches(*numbers: int) -> list[PastWatch]:
-    return [
-        PastWatch(f"v-{number}", None, None, 100, 10.0, 0, "home", None) for number in numbers
-    ]
+    return [PastWatch(f"v-{number}", None, None, 100, 10.0, 0, "home", None) for number in numbers]
 
 
 ROWS = [watches(0, 1, 3), watches(6, 2), watches(4, 0)]
