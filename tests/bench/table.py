@@ -28,7 +28,7 @@ from tests.bench.measure import Measure, measured, measured_over
 from tests.bench.parts.quality_arms import LrmArm
 from tests.bench.parts.quality_budget import budget_of
 from tests.bench.parts.quality_data import Catalogue, coded, encode
-from tests.bench.parts.quality_films import FIT_MAX_S, first_fit
+from tests.bench.parts.quality_films import first_fit
 from tests.bench.parts.quality_stream import rounds, stream_of
 from tests.bench.parts.table_requests import BEAM_WIDTH, Served, cpu_s_per_1000
 from tests.bench.quality import say
@@ -61,8 +61,7 @@ def measure() -> list[Measure]:
     num_first = round(FIT_SHARE * len(timeline.watches()))
     stream = stream_of(catalogue, timeline, num_first)
     say("table: fit the LRM")
-    config = BootstrapConfig(epochs=budget.epochs, fit_max_s=FIT_MAX_S)
-    state = first_fit(stream, config, settings)
+    state = first_fit(stream, BootstrapConfig(), settings)
     arm = LrmArm("LRM", state, stream, replay_share=settings.training.replay_share)
     end, size = len(earlier.watches()), budget.round_watches
     for this in rounds(
