@@ -160,38 +160,6 @@ IMPRESSIONS = Counter(
     "Impressions, by arm, surface and whether the video was new.",
     ["arm", "surface", "new"],
 )
-# What the freshness worker finds over its window, by arm.
-NEW_VIDEOS_SHOWN = Gauge(
-    "freshet_freshness_new_videos_shown_ratio",
-    "Share of new videos that were shown at least once.",
-    ["arm"],
-)
-THRESHOLD_REACHED = Gauge(
-    "freshet_freshness_threshold_reached_ratio",
-    "Share of new videos that reached the view threshold within the window.",
-    ["arm"],
-)
-TIME_TO_THRESHOLD = Gauge(
-    "freshet_freshness_time_to_threshold_seconds",
-    "Seconds from upload to the view threshold, of the videos that reached it.",
-    ["arm", "quantile"],
-)
-EFFECTIVE_VOCABULARY = Gauge(
-    "freshet_freshness_effective_vocabulary_videos",
-    "Videos that make 95 % of the impressions.",
-    ["arm"],
-)
-CLICKS_PER_IMPRESSION = Gauge(
-    "freshet_freshness_clicks_per_impression", "Watches that came of an impression.", ["arm"]
-)
-LIKES_PER_IMPRESSION = Gauge(
-    "freshet_freshness_likes_per_impression", "Likes that came of an impression.", ["arm"]
-)
-TRAINED_UNTIL = Gauge(
-    "freshet_freshness_trained_until_timestamp_seconds",
-    "Event time of the newest watch that a promoted model has learned.",
-    ["model_name"],
-)
 COVERAGE = Gauge(
     "freshet_freshness_coverage_ratio",
     "Share of all impressions so far that are new videos, by arm and surface.",
