@@ -379,7 +379,7 @@ def test_random_new_videos_take_the_places_of_the_fresh_lane_and_no_others(
         ]
     )
     endpoint.models.follow([save_two_tower(store_root, "two_tower_hash", 9)])
-    lane = {"serve__fresh_share": 0.4, "serve__fresh_max_age_h": 9.0}
+    lane = {"serve__fresh_share": 0.8, "serve__fresh_max_age_h": 9.0}
     endpoint.set(experiment__arms=("two_tower_hash",), **lane)
     history = [{"video_id": "v-30"}]
     by_hash = endpoint.ids(user_id="u", k=5, history=history)
@@ -392,7 +392,7 @@ def test_random_new_videos_take_the_places_of_the_fresh_lane_and_no_others(
         random_new = {item.video_id for item in answer.items if item.source == "random_new"}
         ranked = [item.video_id for item in answer.items if item.source == "two_tower"]
         assert len(new_ones(answer, 9)) == max(
-            2, sum(item.age_s <= 9 * 3600 for item in answer.items)
+            4, sum(item.age_s <= 9 * 3600 for item in answer.items)
         )
         assert ranked == [one for one in by_hash if one in ranked]
         assert len(random_new) + len(ranked) == 5
