@@ -348,8 +348,8 @@ def dashboard() -> dict[str, Any]:
             line, column = divmod(index, COLUMNS)
             placed.append(_drawn(panel, x=column * PANEL_WIDTH, y=y + line * HEIGHT))
         y += HEIGHT * math.ceil(len(panels) / COLUMNS)
-    for number, panel in enumerate(placed, start=1):
-        panel["id"] = number
+    for number, drawn in enumerate(placed, start=1):
+        drawn["id"] = number
     return {
         "uid": "freshet",
         "title": "Freshet",

@@ -79,7 +79,8 @@ async def test_request_whose_replica_is_lost_is_answered_by_another(
     lost: Sequence[Exception],
 ) -> None:
     handle = ScriptedHandle(*lost, "answered")
-    assert await replicas(handle).status() == "answered"
+    answer: object = await replicas(handle).status()
+    assert answer == "answered"
     assert len(handle.responses) == len(lost) + 1
     assert handle.methods == {"status"}
 
