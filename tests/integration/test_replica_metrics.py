@@ -113,8 +113,8 @@ def test_replica_that_is_killed_is_missed_and_its_place_is_taken(
     endpoint.until(
         lambda: replicas_of(prometheus, "freshet_serving_live_videos") == BOTH, "both again"
     )
-    places = {labels["replica"] for labels in prometheus.ever(started)}
-    assert places == BOTH
+    known = prometheus.get("series", **{"match[]": started})
+    assert {labels["replica"] for labels in known} == BOTH
     assert prometheus.query("count(up == 0)") == []
 
 
