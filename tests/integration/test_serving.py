@@ -402,7 +402,8 @@ def test_wrong_request_is_refused_and_metrics_are_exposed(serving: Endpoint) -> 
     assert response.json()["detail"][0]["field"] == "k"
     assert serving.http.get("/healthz").status_code == 200
     metrics = serving.http.get("/metrics").text
-    assert 'freshet_serving_swaps_total{model="lrm",outcome="succeeded"} 5.0' in metrics
+    swaps = 'freshet_serving_swaps_total{replica="0",model="lrm",outcome="succeeded"}'
+    assert f"{swaps} 5.0" in metrics
     assert "viewer" not in metrics
 
 
