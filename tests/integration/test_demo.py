@@ -201,6 +201,7 @@ def heeding_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long  # `make test` interrupts the closed loop
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("heeding_ctrl_c")
 def test_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ def killed_at(settings: Settings, step: str) -> None:
         process.wait()
 
 
+@pytest.mark.long
 def test_killed_build_leaves_the_table_before_and_its_garbage_is_collected(
     ray_cluster: None, deployment: Deployment
 ) -> None:

@@ -198,7 +198,7 @@ def test_backlog_is_taken_shard_by_shard_and_none_twice(
     ("moment", "model_name"),
     [
         ("_round", LRM_MODEL_NAME),
-        ("_round", TWO_TOWER_CLUSTER),
+        pytest.param("_round", TWO_TOWER_CLUSTER, marks=pytest.mark.long),
         pytest.param("_conclude", LRM_MODEL_NAME, marks=pytest.mark.long),
         pytest.param("_conclude", TWO_TOWER_HASH, marks=pytest.mark.long),
     ],

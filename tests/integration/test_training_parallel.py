@@ -139,6 +139,7 @@ def test_round_of_two_workers_is_that_of_one_though_one_is_killed(
     assert ObjectStore(settings.storage.root).list(RUNS_KEY) == []
 
 
+@pytest.mark.long
 def test_workers_that_die_too_often_fail_the_round_and_change_nothing(
     ray_cluster: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_workers_that_die_too_often_fail_the_round_and_change_nothing(
     assert store.list(RUNS_KEY) == []
 
 
+@pytest.mark.long
 def test_no_worker_outlives_the_actor_that_called_them(
     ray_cluster: None, settings: Settings
 ) -> None:
