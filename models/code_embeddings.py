@@ -1,7 +1,8 @@
 """First embeddings of code tokens: where a codebook's code vectors lie, said in a base model's own scale.
 
-Codes that are near each other in the codebook begin near each other in the model. With a few texts per film that was
-neither better nor worse than random rows or one mean for all (LOG.md); it costs nothing.
+Codes that are near each other in the codebook begin near each other in the model. A nano LRM, which has nothing else
+to begin with, learns much more of a small past so; to a pretrained one with a few texts per film it makes no difference
+(LOG.md).
 
 Shape suffixes: V vocabulary of the base, K codes of a level, C dimensions of its code vectors, D hidden size.
 """
@@ -29,9 +30,10 @@ def code_embeddings(
     code_vectors: Sequence[Tensor],
     *,
     start: Start = "codebook",
+    spread: float = SPREAD,
     seed: int = 0,
 ) -> Tensor:
-    """Return a row per code token, level by level, around the known rows' mean, at `SPREAD` of their deviation.
+    """Return a row per code token, level by level, around the known rows' mean, at `spread` of their deviation.
 
     `codebook` turns each level's code vectors by a random rotation of its own, so that distances stay and levels
     differ; the disambiguation level, which has no code vectors, is `random`. `mean` gives all codes the mean of the
@@ -53,7 +55,7 @@ def code_embeddings(
         drawn_KD = torch.randn(size, len(mean_D), generator=generator)
         if start == "codebook" and level < len(code_vectors):
             drawn_KD = _turned(code_vectors[level], len(mean_D), generator)
-        levels.append(drawn_KD * (1e-3 if start == "mean" else SPREAD))
+        levels.append(drawn_KD * (1e-3 if start == "mean" else spread))
     return mean_D + torch.cat(levels) * deviation_D
 
 

@@ -7,7 +7,7 @@ tokenizer.json), with lrm.json beside them: codebook, limits and how it was made
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from transformers.utils import logging as hf_logging
 from infra.errors import VersionMismatchError
 from infra.storage import sha256_of
 from models.base_lora import plain_weights
+from models.code_embeddings import code_embeddings
 from models.semantic_id import SemanticIdSpace
 from models.vocabulary import EOS, PAD, level_token_ids, train_tokenizer
 
@@ -99,9 +100,19 @@ class Lrm:
 
 
 def build_lrm(
-    texts: Iterable[str], space: SemanticIdSpace, *, config: LrmConfig = NANO, seed: int = 0
+    texts: Iterable[str],
+    space: SemanticIdSpace,
+    *,
+    config: LrmConfig = NANO,
+    code_vectors: Sequence[Tensor] = (),
+    seed: int = 0,
 ) -> Lrm:
-    """Return an untrained LRM whose BPE is trained on `texts`."""
+    """Return an untrained LRM whose BPE is trained on `texts`.
+
+    With a codebook's code vectors, codes begin as far from each other as those are; without them, anywhere.
+
+    Shapes: code_vectors, for each level but the last, [K_level, C_level].
+    """
     tokenizer = train_tokenizer(texts, space, vocabulary_size=config.text_vocabulary_size)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -122,7 +133,14 @@ def build_lrm(
             attn_implementation="sdpa",
         )
     )
-    return assemble(model, tokenizer, space, history_max=config.history_max)
+    lrm = assemble(model, tokenizer, space, history_max=config.history_max)
+    if code_vectors:
+        table_VD = model.get_input_embeddings().weight  # the output's too
+        with torch.no_grad():
+            table_VD[torch.cat(list(lrm.level_token_ids))] = code_embeddings(
+                table_VD, space, code_vectors, spread=1.0, seed=seed
+            )
+    return lrm
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

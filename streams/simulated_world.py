@@ -45,6 +45,8 @@ class WorldSize:
     Attributes:
         viewers: in each arm.
         past_videos: uploaded before the start, at the same rate as after it.
+        bystanders: more viewers, who watched before the start and do not ask after it: models learn from more people
+            than an experiment is made with.
         past_visits: pages that each user looked through in the last `visiting_h` before the start, on average.
         asks_per_day: of each user, on average.
     """
@@ -54,6 +56,7 @@ class WorldSize:
     uploads_per_h: float
     hours: float
     asks_per_day: float
+    bystanders: int = 0
     past_visits: float = 60.0
     visiting_h: float = 168.0
 
@@ -77,7 +80,7 @@ class Upload(NamedTuple):
 
 
 class User(NamedTuple):
-    """A viewer in an arm; `number` is the viewer's, which twins share."""
+    """A viewer in an arm, or a bystander in none; `number` is the viewer's, which twins share."""
 
     user_id: str
     arm: str
@@ -109,6 +112,7 @@ class World:
     past: tuple[Upload, ...]
     new: tuple[Upload, ...]
     users: tuple[User, ...]
+    bystanders: tuple[User, ...]
     num_topics: int
 
     @cached_property
@@ -166,14 +170,18 @@ def make_world(
         Upload(int(time_ms), pool.videos[number])
         for time_ms, number in zip([*past_ms.tolist(), *new_ms], drawn, strict=True)
     ]
-    viewers = draw_viewers(size.viewers, len(pool.topics), seed=seed)
+    viewers = draw_viewers(size.viewers + size.bystanders, len(pool.topics), seed=seed)
     return World(
         size,
         seed,
         start_ms,
         tuple(uploads[: size.past_videos]),
         tuple(uploads[size.past_videos :]),
-        tuple(_twins(viewers, experiment)),
+        tuple(_twins(viewers[: size.viewers], experiment)),
+        tuple(
+            User(f"bystander-{number}", "", number, viewer)
+            for number, viewer in enumerate(viewers[size.viewers :], size.viewers)
+        ),
         len(pool.topics),
     )
 
@@ -221,14 +229,16 @@ def past_of(world: World) -> Timeline:
     pages = _FrontPages(world, rng)
     moments: list[tuple[int, int]] = []
     first_ms = world.start_ms - round(world.size.visiting_h * HOUR_MS)
-    for at in range(len(world.users)):
+    users = (*world.users, *world.bystanders)
+    for at in range(len(users)):
         times = rng.integers(first_ms, world.start_ms, rng.poisson(world.size.past_visits))
         moments += [(int(time_ms), at) for time_ms in times]
-    seen: dict[str, set[str]] = {user.user_id: set() for user in world.users}
+    beside = rng.random(len(moments)) < WATCH_NEXT_SHARE
+    seen: dict[str, dict[str, None]] = {user.user_id: {} for user in users}
     moods = dict.fromkeys(seen, Mood(np.zeros(world.num_topics)))
     watches = []
     for number, (time_ms, at) in enumerate(sorted(moments)):
-        user = world.users[at]
+        user = users[at]
         slate = pages.page(user.viewer, time_ms)
         found = visit(
             user.viewer,
@@ -239,11 +249,20 @@ def past_of(world: World) -> Timeline:
             random_numbers=rng.random((len(slate), 4)),
         )
         moods[user.user_id] = found.mood
+        context = next(reversed(seen[user.user_id]), None) if beside[number] else None
         for one in found.watches:
-            seen[user.user_id].add(one.video.video_id)
+            seen[user.user_id][one.video.video_id] = None
             pages.views[one.video.video_id] += 1
-            event_id, watch_ms = f"past-{number}-{one.place}", time_ms + 1000 * one.place
-            watches.append(watch_of(user, one, event_id=event_id, time_ms=watch_ms, surface="home"))
+            watches.append(
+                watch_of(
+                    user,
+                    one,
+                    event_id=f"past-{number}-{one.place}",
+                    time_ms=time_ms + 1000 * one.place,
+                    surface="home" if context is None else "watch_next",
+                    context_video_id=context,
+                )
+            )
     events: list[VideoUploaded | WatchEvent] = [upload.event for upload in world.past]
     events += watches
     return Timeline(

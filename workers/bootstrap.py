@@ -40,6 +40,7 @@ from workers.bootstrap_data import Later, catalogue_of
 from workers.bootstrap_lrm import (
     BootstrapConfig,
     Progress,
+    code_vectors_of,
     hold_out,
     initial_fit,
     pretrained_lrm,
@@ -113,13 +114,15 @@ def bootstrap(
     videos = {one.video_id: Video.of(one) for one in assigned}
     _publish_histories(settings, watches)
     rows = list(rows_of(watches, codebook.manifest.codebook_version))
+    space, code_vectors = codebook.manifest.space, code_vectors_of(settings, codebook.manifest)
     state, losses = initial_fit(
         rows,
         videos,
-        codebook.manifest.space,
+        space,
         config,
         seed=settings.seed,
-        pretrained=pretrained_lrm(settings, codebook.manifest),
+        code_vectors=code_vectors,
+        pretrained=pretrained_lrm(settings, space, code_vectors),
         progress=progress,
     )
     fit_two_towers(

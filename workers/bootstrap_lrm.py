@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from infra.settings import Settings
 from infra.storage import ObjectStore
@@ -78,23 +79,26 @@ class BootstrapConfig:
         )
 
 
-def pretrained_lrm(settings: Settings, manifest: CodebookManifest) -> Lrm | None:
+def code_vectors_of(settings: Settings, manifest: CodebookManifest) -> list[Tensor]:
+    """Return the published codebook's code vectors, [K, C] for each level but the last."""
+    weights = ObjectStore(settings.storage.root).get_bytes(
+        f"{codebook_key(manifest.codebook_version)}/{WEIGHTS_FILE}"
+    )
+    return read_code_vectors(weights, manifest.space)
+
+
+def pretrained_lrm(
+    settings: Settings, space: SemanticIdSpace, code_vectors: Sequence[Tensor]
+) -> Lrm | None:
     """Return the settings' base model with a token per code; None for nano, which is built from the texts.
 
     Raises:
         ConfigError: the base model cannot be used.
     """
-    if settings.training.base_model == NANO_MODEL:
+    base_model = settings.training.base_model
+    if base_model == NANO_MODEL:
         return None
-    weights = ObjectStore(settings.storage.root).get_bytes(
-        f"{codebook_key(manifest.codebook_version)}/{WEIGHTS_FILE}"
-    )
-    return extended_lrm(
-        settings.training.base_model,
-        manifest.space,
-        read_code_vectors(weights, manifest.space),
-        seed=settings.seed,
-    )
+    return extended_lrm(base_model, space, code_vectors, seed=settings.seed)
 
 
 def initial_fit(
@@ -104,18 +108,21 @@ def initial_fit(
     config: BootstrapConfig,
     *,
     seed: int,
+    code_vectors: Sequence[Tensor] = (),
     pretrained: Lrm | None = None,
     progress: Progress = lambda stage, share: None,
 ) -> tuple[TrainingState, list[float]]:
     """Return a trained state at model_version 1, and the loss of each step.
 
-    Without a pretrained LRM, one is built from scratch. Some rows are anchors, drawn at random: held out here and ever
-    after, so that the gates can see forgetting.
+    Without a pretrained LRM, one is built from scratch, its codes where the codebook's `code_vectors` are. Some
+    rows are anchors, drawn at random: held out here and ever after, so that the gates can see forgetting.
     """
     progress("vocabulary", 0.0)
     rng = random.Random(seed)
     anchors, learned = hold_out(rows, rng)
-    lrm = pretrained or build_lrm(texts_of(learned, videos), space, config=config.lrm, seed=seed)
+    lrm = pretrained or build_lrm(
+        texts_of(learned, videos), space, config=config.lrm, code_vectors=code_vectors, seed=seed
+    )
     state = new_state(lrm, config.training, seed=seed)
     state.anchor_rows = anchors
     losses = _fit(state, _epochs(lrm, learned, videos, config, rng), config, progress)

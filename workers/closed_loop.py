@@ -106,9 +106,11 @@ class Loop:
             self._twins[user.number].append(user)
 
     def remember(self, user_id: str, video_id: str) -> None:
-        """Take in a watch of the past."""
+        """Take in a watch of the past; of a bystander it counts as a view only."""
         self._views[video_id] += 1
-        state = self._users[user_id]
+        state = self._users.get(user_id)
+        if state is None:
+            return
         state.watched.add(video_id)
         state.last = video_id
 

@@ -125,7 +125,13 @@ class LrmOnBeauty:
 
     def __init__(self, split: Split, seed: int) -> None:
         self._split, videos = split, split.catalogue.videos
-        self._lrm: Lrm = build_lrm(_texts(split), split.catalogue.space, config=NANO, seed=seed)
+        self._lrm: Lrm = build_lrm(
+            _texts(split),
+            split.catalogue.space,
+            config=NANO,
+            code_vectors=split.catalogue.code_vectors,
+            seed=seed,
+        )
         self.model = self._lrm.model
         self._optimizer = make_lrm_optimizer(self._lrm, LRM_TRAINING)
         rows = [Behaviour(None, [], watches[:-2]) for watches in split.by_user.values()]

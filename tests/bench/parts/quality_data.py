@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.allocation import Allocator
+from models.code_embeddings import read_code_vectors
 from models.encoders import Encoders
 from models.quantizer import QuantizerConfig
 from models.semantic_id import SemanticIdSpace
@@ -40,6 +42,7 @@ class Catalogue:
     Attributes:
         num_fitted: how many of them the codebook was fitted on.
         contents: the fused embedding and the flat cluster that come with the codes.
+        code_vectors: the codebook's, [K, C] for each level.
     """
 
     space: SemanticIdSpace
@@ -49,6 +52,7 @@ class Catalogue:
     contents: ItemContents
     num_clusters: int
     num_fitted: int
+    code_vectors: Sequence[Tensor] = ()
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -126,7 +130,14 @@ def coded(encoded: EncodedCatalogue, encoders_sha256: str, *, steps: int, seed: 
     )
     times_ms = list(map(_upload_time_ms, encoded.uploads))
     return Catalogue(
-        space, list(videos), times_ms, videos, contents, config.num_clusters, encoded.num_fitted
+        space,
+        list(videos),
+        times_ms,
+        videos,
+        contents,
+        config.num_clusters,
+        encoded.num_fitted,
+        read_code_vectors(fitted.weights, space),
     )
 
 

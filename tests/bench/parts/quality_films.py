@@ -141,7 +141,14 @@ def first_fit(stream: Stream, config: BootstrapConfig, settings: Settings) -> Tr
     catalogue = stream.catalogue
     known = catalogue.video_ids[: catalogue.num_fitted]
     videos = {video_id: catalogue.videos[video_id] for video_id in known}
-    return initial_fit(stream.first_rows, videos, catalogue.space, config, seed=settings.seed)[0]
+    return initial_fit(
+        stream.first_rows,
+        videos,
+        catalogue.space,
+        config,
+        seed=settings.seed,
+        code_vectors=catalogue.code_vectors,
+    )[0]
 
 
 def _next_item_arms(stream: Stream, settings: Settings, cpu_s: float, say: Say) -> list[Arm]:

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from infra.errors import VersionMismatchError
-from models.lrm import WEIGHTS, load_lrm, save_lrm
+from models.lrm import TINY, WEIGHTS, build_lrm, load_lrm, save_lrm
 from models.semantic_id import code_token
+from tests.base_model_factories import code_vectors
 from tests.lrm_factories import SPACE, tiny_lrm
 
 
@@ -70,3 +71,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VersionMismatchError, match="incomplete"):
         load_lrm(tmp_path)
+
+
+def test_codes_of_a_new_lrm_begin_as_far_from_each_other_as_their_code_vectors() -> None:
+    vectors = code_vectors(SPACE)
+    lrm = build_lrm(["User: unknown"] * 4, SPACE, config=TINY, code_vectors=vectors)
+    table = lrm.model.get_input_embeddings().weight.detach()
+    for vectors_KC, ids_K in zip(vectors, lrm.level_token_ids, strict=False):
+        distances = torch.stack([torch.pdist(vectors_KC), torch.pdist(table[ids_K])])
+        assert len(vectors_KC) < 3 or torch.corrcoef(distances)[0, 1] > 0.9

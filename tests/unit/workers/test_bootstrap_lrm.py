@@ -12,7 +12,7 @@ from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
 from models.training import TrainingConfig
 from tests.base_model_factories import END, base_folder, code_vectors
 from tests.lrm_factories import SPACE, shard_row, some_videos
-from workers.bootstrap_lrm import BootstrapConfig, initial_fit, pretrained_lrm
+from workers.bootstrap_lrm import BootstrapConfig, code_vectors_of, initial_fit, pretrained_lrm
 
 VIDEOS = some_videos()
 ROWS = [
@@ -48,7 +48,7 @@ def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
         ),
         probe_steps=2,
     )
-    lrm = pretrained_lrm(settings, MANIFEST)
+    lrm = pretrained_lrm(settings, SPACE, code_vectors_of(settings, MANIFEST))
     state, losses = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0, pretrained=lrm)
     assert state.lrm is lrm
     assert state.lrm.eos_token == END
@@ -59,7 +59,7 @@ def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
 
 
 def test_nano_is_not_pretrained(tmp_path: Path) -> None:
-    assert pretrained_lrm(settings_with(tmp_path, "nano"), MANIFEST) is None
+    assert pretrained_lrm(settings_with(tmp_path, "nano"), SPACE, []) is None
 
 
 def test_pretrained_config_changes_how_it_is_trained_and_nothing_else() -> None:
@@ -70,4 +70,4 @@ def test_pretrained_config_changes_how_it_is_trained_and_nothing_else() -> None:
 
 def test_unknown_base_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'smollm' is neither nano nor smollm2-135m"):
-        pretrained_lrm(settings_with(tmp_path, "smollm"), MANIFEST)
+        pretrained_lrm(settings_with(tmp_path, "smollm"), SPACE, [])
