@@ -185,6 +185,13 @@ class ServeSettings(_Group):
         SecretStr(""), description="required in X-API-Key when set; never logged"
     )
     beam_width: int = Field(20, ge=1, description="beams of the constrained search")
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the LRM's probability that the videos of a first code share evenly, "
+        "so that those nobody has watched yet are proposed",
+    )
     refresh_interval_s: float = Field(
         0.2, gt=0, description="seconds between polls of the topics behind the views"
     )

@@ -69,11 +69,17 @@ def beam_search(
     beam_width: int,
     top_k: int,
     pad_token_id: int,
+    smoothing: float = 0.0,
 ) -> list[list[Candidate]]:
     """Return for each prompt the most probable live videos, best first; ties go to the smaller packed key.
 
     A beam grows only by codes that lead to a semantic ID in its request's view. One that nothing may follow ends,
     so there are fewer than top_k candidates where fewer are live, and none from an empty view.
+
+    With `smoothing` above 0, behind the first code, each prefix spreads that share of what it has on codes that lead
+    somewhere evenly over all of these: a path that nobody has watched yet has hardly any probability of its own, though
+    its first code says what the video is like. This is interpolation with a uniform distribution (Jelinek and Mercer,
+    1980); probabilities of live videos sum to what they summed to before.
 
     Shapes: prompts B lists of LLM tokens, views B; level_token_ids L tensors [K] int64, the LLM token of each code.
     The model attends to all of its context (no sliding window), by the `sdpa` or `eager` implementation.
@@ -82,6 +88,8 @@ def beam_search(
         ValueError: the arguments disagree in number or size, or a prompt is empty.
     """
     _check(prompts, views, level_token_ids, beam_width, top_k)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing is {smoothing}, expected a share, 0 to 1")
     if not any(views):
         return [[] for _ in views]
     distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -94,8 +102,11 @@ def beam_search(
             places, rows = _side_by_side(searches, places, len(distinct))
             logits_BWV = decoder.step(rows, level_token_ids[level - 1])
         log_probs_BWK = _code_log_probs(logits_BWV, token_ids_K)
+        spread = smoothing if level > 0 else 0.0
         searches = [
-            _extended(beams, view, level, log_probs_BWK[at.row, at.start : at.stop], beam_width)
+            _extended(
+                beams, view, level, log_probs_BWK[at.row, at.start : at.stop], beam_width, spread
+            )
             for beams, view, at in zip(searches, views, places, strict=True)
         ]
         if not any(len(beams.codes_W) for beams in searches):
@@ -165,12 +176,35 @@ def _extended(
     level: int,
     log_probs_WK: NDArray[np.float32],
     beam_width: int,
+    smoothing: float,
 ) -> _Beams:
     """Return the best allowed continuations of all beams, at most beam_width."""
+    if smoothing > 0:
+        log_probs_WK = _smoothed(beams.prefixes_W, view, level, log_probs_WK, smoothing)
     best = view.best_children(
         beams.prefixes_W, level, beams.log_probs_W, log_probs_WK, count=beam_width
     )
     return _Beams(best.row_C, best.code_C, best.prefix_C, best.log_probs_C)
+
+
+def _smoothed(
+    prefixes_W: NDArray[np.int64],
+    view: TrieView,
+    level: int,
+    log_probs_WK: NDArray[np.float32],
+    share: float,
+) -> NDArray[np.float32]:
+    """Return the log-probs after each prefix has spread a share of its live codes' mass evenly over them."""
+    live = view.children(prefixes_W, level)
+    probs_C = np.exp(log_probs_WK[live.row_C, live.code_C].astype(np.float64))
+    mass_W = np.bincount(live.row_C, probs_C, len(prefixes_W))
+    even_W = mass_W / np.maximum(1, np.bincount(live.row_C, minlength=len(prefixes_W)))
+    smoothed_WK = log_probs_WK.copy()
+    with np.errstate(divide="ignore"):  # where no live code has any mass, none has any then
+        smoothed_WK[live.row_C, live.code_C] = np.log(
+            (1 - share) * probs_C + share * even_W[live.row_C]
+        )
+    return smoothed_WK
 
 
 def _best(beams: _Beams, view: TrieView, top_k: int) -> list[Candidate]:

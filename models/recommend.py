@@ -30,6 +30,7 @@ def recommend(
     *,
     top_k: int,
     beam_width: int,
+    smoothing: float = 0.0,
 ) -> list[list[Candidate]]:
     """Return up to `top_k` live videos per request, best first; every one is in its view and passes its filters.
 
@@ -52,4 +53,5 @@ def recommend(
         beam_width=max(beam_width, top_k),
         top_k=top_k,
         pad_token_id=lrm.pad_token_id,
+        smoothing=smoothing,
     )

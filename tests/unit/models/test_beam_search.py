@@ -47,6 +47,7 @@ def search(
     views: Sequence[TrieView],
     beam_width: int,
     top_k: int | None = None,
+    smoothing: float = 0.0,
 ) -> list[list[Candidate]]:
     return beam_search(
         model,
@@ -56,6 +57,7 @@ def search(
         beam_width=beam_width,
         top_k=top_k or beam_width,
         pad_token_id=PAD_TOKEN_ID,
+        smoothing=smoothing,
     )
 
 
@@ -272,3 +274,55 @@ def test_beam_search_with_arguments_that_disagree_is_refused(model: LlamaForCaus
         search(model, [[1]], [view], beam_width=5, top_k=6)
     with pytest.raises(ValueError, match="one codebook_version"):
         search(model, [[1], [2]], [view, other_view], beam_width=5)
+
+
+@torch.inference_mode()
+def smoothed(
+    model: LlamaForCausalLM,
+    prompt: Sequence[int],
+    semantic_ids: Sequence[SemanticId],
+    share: float,
+) -> list[tuple[SemanticId, float]]:
+    """Score every semantic ID code by code, each code by a pass of its own; best first."""
+
+    def code_probs(prefix: SemanticId) -> dict[int, float]:
+        level = len(prefix)
+        tokens = [int(level_token_ids(SPACE)[at][code]) for at, code in enumerate(prefix)]
+        probs = model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].softmax(-1)
+        live = {one[level] for one in semantic_ids if one[:level] == prefix}
+        own = {code: float(probs[level_token_ids(SPACE)[level][code]]) for code in live}
+        even = sum(own.values()) / len(live)
+        return {
+            code: (1 - share) * prob + share * even if prefix else prob
+            for code, prob in own.items()
+        }
+
+    known: dict[SemanticId, dict[int, float]] = {}
+    scored = []
+    for one in semantic_ids:
+        log_prob = 0.0
+        for level in range(len(one)):
+            prefix = one[:level]
+            if prefix not in known:
+                known[prefix] = code_probs(prefix)
+            log_prob += float(np.log(known[prefix][one[level]]))
+        scored.append((one, log_prob))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_smoothed_search_spreads_each_prefix_over_its_live_codes(
+    model: LlamaForCausalLM, share: float
+) -> None:
+    semantic_ids = some_semantic_ids(40)
+    expected = smoothed(model, PROMPTS[0], semantic_ids, share)
+    found = search(model, PROMPTS[:1], [view_of(semantic_ids)], 40, smoothing=share)
+    scores = [one.log_prob for one in found[0]]
+    assert scores == pytest.approx([pair[1] for pair in expected], abs=1e-4)
+    plain = exhaustive(model, PROMPTS[0], semantic_ids)
+    assert sum(map(np.exp, scores)) > sum(np.exp(pair[1]) for pair in plain)
+
+
+def test_smoothing_that_is_no_share_is_refused(model: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="smoothing is 1.5"):
+        search(model, PROMPTS[:1], [view_of(some_semantic_ids(4))], 4, smoothing=1.5)
