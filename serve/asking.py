@@ -55,7 +55,9 @@ class Asking:
             return FreshLane(self._since(asked.fresh.max_age_h), asked.fresh.min_share)
         if arm in WITH_FRESH_LANE:
             return FreshLane(
-                self._since(self._settings.fresh_max_age_h), self._settings.fresh_share
+                self._since(self._settings.fresh_max_age_h),
+                self._settings.fresh_share,
+                frozenset(self._histories.had_enough()),
             )
         return None
 
@@ -65,5 +67,9 @@ class Asking:
 
 def within(request: Request, lane: FreshLane) -> Request:
     """Return the same request, of which only what the lane allows may be shown."""
-    filters = replace(request.filters, uploaded_after_ms=lane.uploaded_after_ms)
+    filters = replace(
+        request.filters,
+        uploaded_after_ms=lane.uploaded_after_ms,
+        excluded_video_ids={*request.filters.excluded_video_ids, *lane.had_enough},
+    )
     return replace(request, filters=filters)

@@ -1,12 +1,15 @@
 """The fresh lane: some places of an answer are for new videos; knows nothing of models and requests.
 
+An arm's lane helps a video to its first views: once those are there, it competes like any other. A caller who asks for
+new videos gets all of them.
+
 STATIC (2602.22647) decodes under an age constraint to get new videos shown; here that fills a share of the places.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from serve.schemas import Source
@@ -30,10 +33,12 @@ class FreshLane(NamedTuple):
     Attributes:
         uploaded_after_ms: a video uploaded since then is new.
         share: of the places, above 0; 1 is all of them.
+        had_enough: videos that need no help, new or not.
     """
 
     uploaded_after_ms: int
     share: float
+    had_enough: Collection[str] = ()
 
     def places(self, k: int) -> int:
         """Return how many of k places the lane has, at least one."""
@@ -51,7 +56,7 @@ def merged(
     Args:
         main: best first, of any age.
         fresh: best first, all new.
-        is_new: of each in `main`.
+        is_new: of each in `main`, whether the lane is for it.
         k: wanted.
         places: of the lane.
     """

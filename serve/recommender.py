@@ -230,6 +230,7 @@ class Recommender:
         is_new = [
             (video := videos.get(pick.video_id)) is not None
             and video.upload_time_ms >= lane.uploaded_after_ms
+            and pick.video_id not in lane.had_enough
             for pick in main
         ]
         return merged(main, fresh, is_new=is_new, k=k, places=lane.places(k))

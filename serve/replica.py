@@ -100,6 +100,7 @@ class Replica:
             self._clock,
             length=settings.watches.history_length,
             future_slack_s=settings.watches.future_slack_s,
+            enough_views=settings.freshness.view_threshold,
             on_followed=self._co_watches.add,
         )
         self._models = ModelSlots(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,6 +31,7 @@ from streams.topics import HISTORIES
 from streams.watches import accepted_watch
 
 MAX_POPULAR, MIN_POPULAR = 2_000, 100
+HAD_ENOUGH_MAX = 2_000
 POPULAR_FOR_S = 5.0
 
 log = get_logger()
@@ -163,6 +164,7 @@ class HistoryView:
         *,
         length: int = 100,
         future_slack_s: float = 86_400.0,
+        enough_views: int = 10,
         on_followed: OnFollowed = lambda before, after: None,
     ) -> None:
         """Start empty.
@@ -171,6 +173,7 @@ class HistoryView:
             clock: is advanced by watches.
             length: of a history, and `future_slack_s`: the sealer's, so that both agree on what a history is.
             future_slack_s: further in the future no watch is accepted.
+            enough_views: after which a video finds its viewers without help, see `had_enough`.
             on_followed: called with two videos that a viewer watched one after the other, as far as the times tell.
         """
         self._clock, self._length, self._on_followed = clock, length, on_followed
@@ -178,6 +181,7 @@ class HistoryView:
         self._lock = threading.Lock()
         self._by_user: dict[str, History] = {}
         self._views: Counter[str] = Counter()
+        self._enough_views, self._had_enough = enough_views, deque[str](maxlen=HAD_ENOUGH_MAX)
         self._most_watched = _MostWatched()
 
     def __len__(self) -> int:
@@ -198,6 +202,18 @@ class HistoryView:
         with self._lock:
             counted = list(self._views.items())
         return self._most_watched.count(counted)  # others need not wait for the sort
+
+    def had_enough(self) -> Sequence[str]:
+        """Return the newest `HAD_ENOUGH_MAX` videos to reach `enough_views`, as far as the histories tell."""
+        with self._lock:
+            return tuple(self._had_enough)
+
+    def _count(self, video_ids: Iterable[str]) -> None:
+        """Count views; call it with the lock."""
+        for video_id in video_ids:
+            self._views[video_id] += 1
+            if self._views[video_id] == self._enough_views:
+                self._had_enough.append(video_id)
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in a batch of `user.histories` and `watch.events`."""
@@ -229,7 +245,7 @@ class HistoryView:
                 oldest_ms = held.entries[0].event_time_ms if held.entries else 0
                 unseen = [entry for entry in unseen if entry.event_time_ms >= oldest_ms]
                 held.user = held.user or sealed.user
-            self._views.update(entry.video_id for entry in unseen)
+            self._count(entry.video_id for entry in unseen)
         if held is None:
             for before, after in pairwise(unseen):
                 self._on_followed(before.video_id, after.video_id)
@@ -249,7 +265,7 @@ class HistoryView:
             history = self._by_user.setdefault(watch.user_id, History())
             added = history.add(watch, length=self._length)
             if added:
-                self._views[watch.video_id] += 1
+                self._count([watch.video_id])
             last_two = [entry.video_id for entry in history.entries[-2:]]
         if added and len(last_two) == 2 and last_two[1] == watch.video_id:
             self._on_followed(last_two[0], last_two[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 
@@ -42,6 +42,10 @@ SHARD_AGE_S = 20.0
 WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 10
+SMOOTHING = 0.8
+"""As much as costs the simulated past's LRM no watch time; it proposes what nobody has watched ten times as often."""
+FIT_MAX_S = 400.0
+"""So that the first LRM has all its epochs on a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
 """Of a catalogue of a thousand: each video is seen more than a hundred times."""
 
@@ -77,14 +81,17 @@ class ClosedLoopOptions:
 
 def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
     """Run the loop under `<var_dir>/closed_loop` and return the exit status."""
-    config = bootstrap_config(options.model)
+    config = replace(bootstrap_config(options.model), fit_max_s=FIT_MAX_S)
     settings = with_values(
         fresh_settings(settings, FOLDER),
         experiment__arms=ARMS,
         training__models=MODELS,
         serve__fresh_max_age_h=options.window_h,
         serve__beam_width=BEAM_WIDTH,
+        serve__smoothing=SMOOTHING,
         freshness__new_video_age_h=options.window_h,
+        freshness__window_h=options.window_h,
+        freshness__view_threshold=options.view_threshold,
         watches__shard_max_age_s=SHARD_AGE_S,
         watches__shard_max_rows=options.watches_per_step,
     )
