@@ -329,6 +329,20 @@ def test_arm_with_the_fresh_lane_shows_new_videos_by_its_settings(endpoint: Endp
     assert {item.source for item in answer.items} == {"lrm", "fresh_lane"}
 
 
+def test_lane_of_an_arm_leaves_out_what_had_its_views_and_that_of_a_request_does_not(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.set(
+        experiment__arms=("lrm_fresh",), serve__fresh_share=1.0, serve__fresh_max_age_h=3.0
+    )
+    assert set(endpoint.ids(user_id="u", k=4)) == {"v-0", "v-1", "v-2", "v-3"}
+    for number in range(10):
+        seen(endpoint, f"viewer-{number}", "v-1")
+    assert set(endpoint.ids(user_id="u", k=3)) == {"v-0", "v-2", "v-3"}
+    asked = endpoint.ids(user_id="u", k=4, fresh={"max_age_h": 3})
+    assert set(asked) == {"v-0", "v-1", "v-2", "v-3"}
+
+
 def test_both_lanes_are_searched_in_one_call(endpoint: Endpoint, prompts: list[Any]) -> None:
     endpoint.ask(k=5, fresh={"max_age_h": 1, "min_share": 0.4})
     main, fresh = prompts

@@ -199,3 +199,13 @@ def test_clock_passes_over_a_time_far_in_the_future(clock: EventClock) -> None:
     clock.advance(NOON_MS)
     clock.advance(now_ms() + 1000 * HOUR_MS)
     assert clock.now_ms() == NOON_MS
+
+
+def test_videos_that_had_enough_views_are_told_once_whether_sealed_or_not(
+    clock: EventClock,
+) -> None:
+    histories = HistoryView(clock, length=3, enough_views=2)
+    histories.take([seen("a", 1), seen("a", 2), sealed("b", 1, 3)])
+    assert histories.had_enough() == ("v-1",)
+    histories.take([seen("c", 1), seen("c", 3), sealed("a", 1, 2)])
+    assert histories.had_enough() == ("v-1", "v-3")
