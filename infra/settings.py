@@ -189,8 +189,8 @@ class ServeSettings(_Group):
         0.0,
         ge=0,
         le=1,
-        description="share of the LRM's probability that the videos of a first code share evenly, "
-        "so that those nobody has watched yet are proposed",
+        description="share of each code's probability, but for the first, that is even over what may follow, "
+        "so that videos nobody has watched yet are proposed",
     )
     refresh_interval_s: float = Field(
         0.2, gt=0, description="seconds between polls of the topics behind the views"

@@ -76,10 +76,9 @@ def beam_search(
     A beam grows only by codes that lead to a semantic ID in its request's view. One that nothing may follow ends,
     so there are fewer than top_k candidates where fewer are live, and none from an empty view.
 
-    With `smoothing` above 0, behind the first code, each prefix spreads that share of what it has on codes that lead
-    somewhere evenly over all of these: a path that nobody has watched yet has hardly any probability of its own, though
-    its first code says what the video is like. This is interpolation with a uniform distribution (Jelinek and Mercer,
-    1980); probabilities of live videos sum to what they summed to before.
+    With `smoothing` above 0, each code but the first has that share of its probability from the uniform distribution
+    over the codes that may follow, as in Jelinek and Mercer's interpolation (1980): a path that nobody has watched yet
+    has hardly any probability of its own, though its first code says what the video is like.
 
     Shapes: prompts B lists of LLM tokens, views B; level_token_ids L tensors [K] int64, the LLM token of each code.
     The model attends to all of its context (no sliding window), by the `sdpa` or `eager` implementation.
@@ -194,16 +193,13 @@ def _smoothed(
     log_probs_WK: NDArray[np.float32],
     share: float,
 ) -> NDArray[np.float32]:
-    """Return the log-probs after each prefix has spread a share of its live codes' mass evenly over them."""
+    """Return the log-probs mixed with the uniform distribution over what may follow each prefix."""
     live = view.children(prefixes_W, level)
+    num_live_W = np.bincount(live.row_C, minlength=len(prefixes_W))
     probs_C = np.exp(log_probs_WK[live.row_C, live.code_C].astype(np.float64))
-    mass_W = np.bincount(live.row_C, probs_C, len(prefixes_W))
-    even_W = mass_W / np.maximum(1, np.bincount(live.row_C, minlength=len(prefixes_W)))
+    mixed_C = (1 - share) * probs_C + share / num_live_W[live.row_C]
     smoothed_WK = log_probs_WK.copy()
-    with np.errstate(divide="ignore"):  # where no live code has any mass, none has any then
-        smoothed_WK[live.row_C, live.code_C] = np.log(
-            (1 - share) * probs_C + share * even_W[live.row_C]
-        )
+    smoothed_WK[live.row_C, live.code_C] = np.log(mixed_C)
     return smoothed_WK
 
 

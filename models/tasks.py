@@ -179,14 +179,12 @@ class Recipe:
         masked: times per row.
         intent: times per row.
         related: times per new watch that followed another video.
-        stand_ins: watches per new video in which it takes the place of one like it (`models.stand_ins`).
     """
 
     video_tasks: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VIDEO_TASKS, 1))
     masked: float = 0.1
     intent: float = 0.2
     related: float = 0.03
-    stand_ins: float = 0.0
 
     def __post_init__(self) -> None:
         if unknown := self.video_tasks.keys() - VIDEO_TASKS.keys():

@@ -43,7 +43,7 @@ WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 10
 SMOOTHING = 0.8
-"""As much as costs the simulated past's LRM no watch time; it proposes what nobody has watched ten times as often."""
+"""As much as costs the LRM of a simulated past no watch time; it shows ten times as many new videos then (LOG.md)."""
 FIT_MAX_S = 400.0
 """So that the first LRM has all its epochs on a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)

@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from msgspec import structs
-
 from infra.clock import Laps
 from models.evaluation import ndcg_at_k, recall_at_k
 from models.examples import (
@@ -27,7 +25,6 @@ from models.examples import (
 from models.lrm import Lrm
 from models.prompts import Ask, VideoLike
 from models.recommend import Request, recommend
-from models.stand_ins import places_for
 from models.tasks import Recipe, video_texts
 from models.training import evaluate_loss, train_on
 from models.trie import LiveTrie
@@ -141,30 +138,9 @@ def _examples(state: TrainingState, new: RoundInput, limits: RoundLimits) -> lis
     return [
         *histories,
         *old[:num_replayed],
-        *behaviour_examples(lrm, stand_ins(state, new, recipe.stand_ins), new.videos),
         *watch_text_examples(lrm, fresh, new.videos, recipe, rng),
         *text_examples(lrm, video_texts(new.new_videos, recipe, rng)),
     ]
-
-
-def stand_ins(state: TrainingState, new: RoundInput, count: float) -> list[Behaviour]:
-    """Return `count` watches for each new video that nobody has watched, with it in their place."""
-    came = {video.semantic_id for video in new.new_videos} if count else set()
-    unwatched = [
-        video_id
-        for video_id, video in new.videos.items()
-        if video.semantic_id in came and not state.watch_counts[video_id]
-    ]
-    rows = [*new.rows, *state.reservoir.rows] if unwatched else []
-    found = []
-    for video_id, place in places_for(
-        unwatched, [row.watches for row in rows], new.videos, count=count, rng=state.rng
-    ):
-        row = rows[place.row]
-        taken = structs.replace(row.watches[place.at], video_id=video_id)
-        before = [*row.history, *row.watches[: place.at]]
-        found.append(Behaviour(row, before[-state.lrm.history_max :], [taken]))
-    return found
 
 
 def pass_gates(
