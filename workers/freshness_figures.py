@@ -9,6 +9,7 @@ held: the new videos (`workers.freshness_videos`), the hours (`workers.freshness
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -59,7 +60,7 @@ class Figures(msgspec.Struct):
     Attributes:
         rules: what counts as new, as reached and as final.
         shown: impressions by arm, then surface, all so far.
-        delays: by stage, all so far.
+        delays: by stage, all so far, of those that are added up for good.
         uploads: the last `RECENT_VIDEOS`, by video_id and append time.
     """
 
@@ -182,7 +183,7 @@ class Figures(msgspec.Struct):
             },
             "cold_start": cold_start_report(self.videos, self.hours, self.vocabularies, self.rules),
             "delays_s": {
-                **{stage: histogram.report() for stage, histogram in self.delays.items()},
+                **{stage: histogram.report() for stage, histogram in self._histograms()},
                 **self._firsts(),
             },
             **self.models.report(clock_ms),
@@ -200,6 +201,9 @@ class Figures(msgspec.Struct):
             UPLOAD_TO_FIRST_WATCHED: durations_report(watched, quantiles=(0.5, 0.99)),
         }
 
+    def _histograms(self) -> Iterable[tuple[str, DelayHistogram]]:
+        return (*self.delays.items(), *self.models.until_served().items())
+
     def _hour(self, time_ms: int, arm: str, surface: str) -> Tally:
         return self.hours.tally(time_ms, arm, surface, keep=self.rules.hours)
 
@@ -211,7 +215,8 @@ class Figures(msgspec.Struct):
 
     def _add(self, delays: list[Delay]) -> list[Delay]:
         for delay in delays:
-            self.delays[delay.stage].add(delay.seconds)
+            if delay.stage in self.delays:
+                self.delays[delay.stage].add(delay.seconds)
         return delays
 
 

@@ -26,7 +26,7 @@ STATE_FILE = "freshness.state"
 REPORT_FILE = "freshness.json"
 LOCK_NAME = "freshness.lock"
 GROUP = "freshet-freshness"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the file; one of another version is not gone on from."""
 
 

@@ -110,9 +110,11 @@ def promoted(version: int, at_ms: int, **fields: Any) -> CheckpointPromoted:
     )  # fmt: skip
 
 
-def swap(version: int, at_ms: int, previous: int, outcome: Any = "succeeded") -> SwapReported:
+def swap(
+    version: int, at_ms: int, previous: int, outcome: Any = "succeeded", *, replica: str = "one"
+) -> SwapReported:
     return SwapReported(
-        replica="one",
+        replica=replica,
         model_name="lrm",
         model_version=version,
         previous_version=previous,

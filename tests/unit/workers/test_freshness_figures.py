@@ -117,6 +117,39 @@ def test_swaps_answer_promotions_in_whatever_order_the_topics_are_read() -> None
         assert figures.report()["swaps"] == 3
 
 
+def test_replica_that_was_first_sets_the_delay_however_late_its_swap_is_read() -> None:
+    events = [
+        sealed("a", 1_000), promoted(2, 9_000, shard_ids=("a",)),
+        swap(2, 12_000, 1, replica="two"), swap(2, 11_000, 1, replica="one"),
+    ]  # fmt: skip
+    for order in itertools.permutations(events):
+        figures = Figures()
+        delays = [delay for event in order for delay in add(figures, event)]
+        assert [stage for stage, _ in delays].count(CHECKPOINT_TO_SERVING) == 1
+        found = figures.report()["delays_s"]
+        for stage, seconds in ((CHECKPOINT_TO_SERVING, 2.0), (WATCH_TO_SERVING, 10.0)):
+            assert found[stage]["count"] == 1
+            assert found[stage]["p50"] == pytest.approx(seconds, rel=0.011)
+
+
+def test_delays_until_serving_outlast_the_promotions_and_shards_that_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RECENT_PROMOTIONS", "RECENT_SHARDS"):
+        monkeypatch.setattr(f"workers.freshness_models.{name}", 3)
+    figures = Figures()
+    for number in range(2, 12):
+        for event in (
+            sealed(f"s{number}", 1_000 * number),
+            promoted(number, 1_000 * number + 200, shard_ids=(f"s{number}",)),
+            swap(number, 1_000 * number + 300, number - 1),
+        ):
+            add(figures, event)
+    assert len(figures.models.models["lrm"].promotions) == len(figures.models.shards) == 3
+    found = figures.report()["delays_s"]
+    assert found[CHECKPOINT_TO_SERVING]["count"] == found[WATCH_TO_SERVING]["count"] == 10
+
+
 def test_skipped_version_is_answered_by_the_next() -> None:
     figures = Figures()
     for event in (swap(1, 500, 0), promoted(2, 1_000), promoted(3, 5_000)):

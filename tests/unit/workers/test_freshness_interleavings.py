@@ -80,15 +80,31 @@ def partitions(draw: st.DrawFn) -> list[list[Record]]:
             each = draw(st.lists(kind, max_size=6))
             found.append([Record(one, T + 20 * HOUR + n) for n, one in enumerate(each)])
     found.append([Record(sealed(f"s{n}", T + n * 100), T + n * 100 + 7) for n in range(3)])
-    found.append(
-        [
-            Record(
-                promoted(n + 2, T + n * 1_000, shard_ids=(f"s{n}",), newest_event_time_ms=T + n), 0
-            )
-            for n in range(3)
-        ]
-    )
-    found.append([Record(swap(n + 2, T + n * 1_000 + 500, n + 1), 0) for n in range(3)])
+    recall = {"prequential_recall_at_10": 0.5}
+    for model_name in ("lrm", "two_tower_hash"):  # each has the partition of its name
+        found.append(
+            [
+                Record(
+                    promoted(
+                        n + 2, T + n * 1_000, model_name=model_name, shard_ids=(f"s{n}",),
+                        newest_event_time_ms=T + n, metrics=recall,
+                    ),
+                    0,
+                )
+                for n in range(3)
+            ]
+        )  # fmt: skip
+    for replica in ("one", "two"):  # each has a partition, and one of them takes over first
+        delays_ms = [draw(st.integers(1, 2_000)) for _ in range(3)]
+        found.append(
+            [
+                Record(
+                    swap(n + 2, T + n * 1_000 + delay_ms, n + 1, replica=replica),
+                    0,
+                )
+                for n, delay_ms in enumerate(delays_ms)
+            ]
+        )
     return found
 
 
