@@ -45,7 +45,7 @@ def figures(now_ms: int, **more: Any) -> dict[str, Any]:
         "model_version": 44,
         "model_versions": {"lrm": 44, "two_tower_cluster": 40, "two_tower_hash": 40},
         "model_age_s": {"lrm": 63.0, "two_tower_cluster": 190.0, "two_tower_hash": 190.0},
-        "trained_until_ms": now_ms - 63_000,
+        "trained_until_ms": {"lrm": now_ms - 63_000},
         "codebook": {
             "codebook_version": 1,
             "videos": 9_742,
