@@ -95,8 +95,16 @@ def _arm(number: int, hour_ms: int) -> dict[str, Any]:
         "likes_per_impression": 0.021 - 0.003 * number,
         "watched_s_per_impression": 18.4 - 1.9 * number,
         "surfaces": {
-            "home": {"impressions": 9_000, "new_impressions": 1_200, "coverage": coverage},
-            "shorts": {"impressions": 3_050, "new_impressions": 499, "coverage": 1.1 * coverage},
+            surface: {
+                "impressions": shown,
+                "coverage": coverage,
+                "clicks_per_impression": 0.1,
+                "likes_per_impression": 0.02,
+                "shown_share": reached,
+                "reached_share": reached / 2,
+                "time_to_threshold_s": {"count": 60, "p50": 9_000.0, "p90": 40_000.0},
+            }
+            for surface, shown in (("home", 9_000), ("shorts", 3_050))
         },
         "hours": [
             {

@@ -41,7 +41,7 @@ from workers.freshness_delays import (
 )
 from workers.freshness_models import ModelFigures
 from workers.freshness_rules import FreshnessRules
-from workers.freshness_videos import NewVideos
+from workers.freshness_videos import NewVideos, Place
 
 RECENT_VIDEOS = 4096
 """Uploads and edits of which both halves are awaited; the two are seconds apart."""
@@ -102,12 +102,12 @@ class Figures(msgspec.Struct):
         self.videos.advance(event.event_time_ms)
         self._hour(event.event_time_ms, event.arm, event.surface).add(tallied)
         add = self.vocabularies.of(event.event_time_ms, event.arm).add
-        arm = event.arm if event.arm in self.rules.shares else None
+        at = Place(event.arm, event.surface) if event.arm in self.rules.shares else None
         delays: list[Delay] = []
         for item in event.items:
             add(item.video_id)
             if item.new:
-                delays += self.videos.shown(item.video_id, arm, event.event_time_ms, append_time_ms)
+                delays += self.videos.shown(item.video_id, at, event.event_time_ms, append_time_ms)
         return delays
 
     def count_views(self, event: VideoCounts, append_time_ms: int) -> list[Delay]:

@@ -25,7 +25,8 @@ export const ColdStart = ({ figures }) => {
       </div>`}
       ${arms.some(([, arm]) => entries(arm.surfaces).length) && html`
         <details>
-          <summary>Coverage by surface</summary>
+          <summary>By surface</summary>
+          <p class="note">On a surface, by the views there alone: compare arms, not one surface with another.</p>
           <${Surfaces} arms=${arms} />
         </details>`}
     </section>`;
@@ -105,22 +106,33 @@ const outOf = (some, all) => numberOf(all) !== null && `${count(some)} of ${coun
 const reached = ({ reached: videos, view_threshold: views }) =>
   numberOf(videos) !== null && `${count(videos)} with ${count(views)} ${views === 1 ? "view" : "views"}`;
 
-const Surfaces = ({ arms }) => {
-  const surfaces = [...new Set(arms.flatMap(([, arm]) => entries(arm.surfaces).map(([name]) => name)))].sort();
-  return html`
-    <div class="scroll" tabindex="0" role="group" aria-label="Coverage by surface">
-      <table>
-        <thead><tr><th scope="col">Arm</th>${surfaces.map((name) => html`<th scope="col" class="n">${words(name)}</th>`)}</tr></thead>
-        <tbody>
-          ${arms.map(([name, arm]) => html`
-            <tr key=${name}>
-              <th scope="row">${words(name)}</th>
-              ${surfaces.map((surface) => {
-                const shown = arm.surfaces?.[surface];
-                return html`<${Figure} value=${shown ? percent(shown.coverage) : "–"} of=${shown && `of ${count(shown.impressions)}`} />`;
-              })}
-            </tr>`)}
-        </tbody>
-      </table>
-    </div>`;
-};
+const Surfaces = ({ arms }) => html`
+  <div class="scroll" tabindex="0" role="group" aria-label="Arms by surface">
+    <table>
+      <thead>
+        <tr>
+          <th scope="col">Surface and arm</th>
+          ${COLUMNS.filter(([name]) => BY_SURFACE.includes(name)).map(([name, meaning]) => html`<th scope="col" class="n"><abbr title=${meaning}>${name}</abbr></th>`)}
+        </tr>
+      </thead>
+      <tbody>
+        ${surfacesOf(arms).map(([surface, arm, shown]) => html`
+          <tr key=${`${surface} ${arm}`}>
+            <th scope="row">${words(surface)}, ${words(arm)}</th>
+            <${Figure} value=${percent(shown.coverage)} />
+            <${Figure} value=${percent(shown.shown_share)} />
+            <${Figure} value=${percent(shown.reached_share)} />
+            <${Figure} value=${duration(shown.time_to_threshold_s?.p50)} />
+            <${Figure} value=${decimal(3)(shown.clicks_per_impression)} />
+            <${Figure} value=${decimal(3)(shown.likes_per_impression)} />
+            <${Figure} value=${count(shown.impressions)} />
+          </tr>`)}
+      </tbody>
+    </table>
+  </div>`;
+
+const BY_SURFACE = ["Coverage", "New shown", "Reached views", "Time to views", "Clicks", "Likes", "Impressions"];
+
+/** Return surface, arm and figures, a surface's arms together. */
+const surfacesOf = (arms) =>
+  arms.flatMap(([arm, { surfaces }]) => entries(surfaces).map(([surface, shown]) => [surface, arm, shown ?? {}])).sort();

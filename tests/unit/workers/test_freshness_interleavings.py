@@ -36,6 +36,7 @@ VIDEOS = tuple(f"v{n}" for n in range(6))
 videos = st.sampled_from(VIDEOS)
 hours = st.integers(0, 12).map(lambda hour: T + hour * HOUR)
 arms = st.sampled_from(ARMS)
+surfaces = st.sampled_from(("home", "search"))
 
 
 class Record(NamedTuple):
@@ -59,21 +60,23 @@ def partitions(draw: st.DrawFn) -> list[list[Record]]:
             found.append([Record(assigned(video_id, at_ms, upload_time_ms=at_ms), at_ms + 900)])
             found.append([Record(servable(video_id, at_ms, at_ms + 2_000), 0)])
     answers = st.builds(
-        lambda chosen, arm, at_ms: shown_videos(
-            dict.fromkeys(sorted(chosen), True), arm=arm or "lrm", at_ms=at_ms
+        lambda chosen, arm, at_ms, surface: shown_videos(
+            dict.fromkeys(sorted(chosen), True), arm=arm or "lrm", at_ms=at_ms, surface=surface
         ),
         st.sets(videos, min_size=1),
         arms,
         hours,
+        surfaces,
     )
     watched = st.builds(
-        lambda video_id, at_ms, views, arm: counts(
-            video_id, at_ms, views, arm=arm, likes=1, watched_s=0.1 * views
+        lambda video_id, at_ms, views, arm, surface: counts(
+            video_id, at_ms, views, arm=arm, surface=surface, likes=1, watched_s=0.1 * views
         ),
         videos,
         hours,
         st.integers(0, 3),
         arms,
+        surfaces,
     )
     for kind in (answers, watched):
         for _ in range(2):
