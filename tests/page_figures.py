@@ -30,6 +30,7 @@ def figures(now_ms: int, **more: Any) -> dict[str, Any]:
             "new_max_age_h": 24.0,
             "window_h": 24.0,
             "view_threshold": 20,
+            "newest_hours": 168,
             "arms": {arm: _arm(number, hour_ms) for number, arm in enumerate(ARMS)},
         },
         "delays_s": {

@@ -67,6 +67,7 @@ def cold_start_report(
         "window_h": rules.window_ms / HOUR_MS,
         "view_threshold": rules.view_threshold,
         "lateness_s": rules.lateness_ms / 1000,
+        "newest_hours": rules.hours,
         "arms": {
             arm: {
                 "share_of_users": rules.shares.get(arm),

@@ -18,10 +18,8 @@ CHECKPOINT_TO_SERVING = "checkpoint_to_serving"
 WATCH_TO_SERVING = "watch_to_serving"
 ADDED_UP = (UPLOAD_TO_SID, UPLOAD_TO_SERVABLE, WATCH_TO_SHARD, SHARD_TO_CHECKPOINT)
 """Stages whose delays are added up for good as they come; of the others, one may turn out shorter than it seemed."""
-OBSERVED_HERE = frozenset(
-    (UPLOAD_TO_FIRST_SHOWN, UPLOAD_TO_FIRST_WATCHED, SHARD_TO_CHECKPOINT, WATCH_TO_SERVING)
-)
-"""Stages that end in no process of ours, so that this one has the Prometheus histogram of them."""
+OBSERVED_HERE = frozenset((UPLOAD_TO_FIRST_SHOWN, UPLOAD_TO_FIRST_WATCHED))
+"""Stages whose Prometheus histogram this process has; those of the others are where the stage ends, each in one."""
 
 _BUCKET_GROWTH = 1.02  # a delay is known to 1 %; a millisecond and a day are 922 buckets apart
 _SHORTEST_S = 0.001

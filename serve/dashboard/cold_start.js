@@ -8,7 +8,7 @@ import { Lines, Swatch, seriesOf } from "./chart.js";
 export const ColdStart = ({ figures }) => {
   const arms = armsOf(figures);
   const names = arms.map(([name]) => name);
-  const { new_max_age_h: newH, window_h: windowH, view_threshold: views } = figures.cold_start ?? {};
+  const { new_max_age_h: newH, window_h: windowH, view_threshold: views, newest_hours: hours } = figures.cold_start ?? {};
   return html`
     <section aria-labelledby="cold-start">
       <h2 id="cold-start">Cold start by arm</h2>
@@ -16,12 +16,13 @@ export const ColdStart = ({ figures }) => {
         <p class="note">
           A video is new for ${plain(newH)} h after its upload, and has ${plain(windowH)} h to
           gather ${count(views)} views; of an arm, in proportion to its share of the users.
+          ${numberOf(hours) !== null && ` Impressions are those of the newest ${plain(hours)} h.`}
         </p>`}
       ${arms.length ? html`<${Arms} arms=${arms} names=${names} />`
         : html`<p class="nothing">Nothing was shown yet. Figures begin with the first recommendations.</p>`}
       ${arms.length > 0 && html`<div class="charts">
         <${Lines} label="Coverage by hour" say=${percent} nothing="No hours to draw yet." series=${hoursOf(arms, names, "coverage")} />
-        <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing="No velocity to draw yet." series=${hoursOf(arms, names, "velocity")} />
+        <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing=${`No window is over yet: each is ${plain(windowH)} h long.`} series=${hoursOf(arms, names, "velocity")} />
       </div>`}
       ${arms.some(([, arm]) => entries(arm.surfaces).length) && html`
         <details>

@@ -139,7 +139,7 @@ const Facts = ({ live: { figures, replicas }, now }) => {
   return html`
     <dl class="facts">
       <${Fact} name="New among impressions" value=${percent(figures.coverage)}
-        more=${numberOf(figures.impressions) !== null && `${count(figures.new_impressions)} of ${count(figures.impressions)}`} />
+        more=${numberOf(figures.impressions) !== null && `${count(figures.new_impressions)} of ${count(figures.impressions)}, all so far`} />
       <${Fact} name="Upload to servable" ...${delayOf(delays.upload_to_servable)} />
       <${Fact} name="Watch to serving" ...${delayOf(delays.watch_to_serving)} />
       <${Fact} name="LRM that answers" value=${versions || figures.model_version || NOT_YET}

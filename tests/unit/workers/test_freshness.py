@@ -7,11 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.storage import ObjectStore, write_atomically
-from streams.events import ImpressionItem, ImpressionsShown, VideoCounts, to_json
+from streams.events import (
+    ImpressionItem,
+    ImpressionsShown,
+    VideoCounts,
+    VideoUploaded,
+    to_json,
+)
 from streams.figures import read_figures
-from streams.topics import CHECKPOINTS, COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, SWAPS
+from streams.topics import (
+    CHECKPOINTS,
+    COUNTS,
+    DEAD_LETTERS,
+    IMPRESSIONS,
+    SERVABLE,
+    SHARDS,
+    SWAPS,
+    UPLOADS,
+)
+from tests.unit.workers.freshness_events import promoted, sealed, swap
 from workers.faust_app import Outgoing
 from workers.freshness_counting import FreshnessWorker, Read
 from workers.freshness_snapshot import REPORT_FILE, STATE_FILE, Snapshot, load_snapshot
@@ -127,6 +144,30 @@ async def test_batches_that_wait_for_the_same_save_are_in_it_together(
     assert len(written) <= 2  # the first begins at once, the second has all others
     await running.save()
     assert len(written) <= 2  # nothing new
+
+
+def observed(stage: str) -> float:
+    name = "freshet_stage_delay_seconds_count"
+    return REGISTRY.get_sample_value(name, {"stage": stage}) or 0.0
+
+
+async def test_delays_that_other_processes_observe_are_not_observed_here_again(
+    tmp_path: Path,
+) -> None:
+    stages = ("shard_to_checkpoint", "checkpoint_to_serving", "watch_to_serving")
+    before = {stage: observed(stage) for stage in (*stages, "upload_to_first_shown")}
+    running = worker(tmp_path, KeepingPublisher())
+    upload = VideoUploaded(video_id="v", title="Film", event_time_ms=1)
+    running.count_committed(UPLOADS, records(to_json(upload)))
+    running.count_committed(SHARDS, records(to_json(sealed("s", 1_000))))
+    await running.count(IMPRESSIONS, records(impression()))
+    await running.count(CHECKPOINTS, records(to_json(promoted(2, 9_000, shard_ids=("s",)))))
+    await running.count(SWAPS, records(to_json(swap(2, 11_000, 1))))
+    delays = saved(tmp_path).figures.report()["delays_s"]
+    assert all(delays[stage]["count"] == 1 for stage in before)
+    assert {stage: observed(stage) - before[stage] for stage in before} == {
+        **dict.fromkeys(stages, 0), "upload_to_first_shown": 1,
+    }  # fmt: skip
 
 
 async def test_report_is_written_for_people_and_the_endpoint(tmp_path: Path) -> None:
