@@ -61,11 +61,11 @@ def records(*values: bytes) -> list[Read]:
     return [Read(0, offset, 1_500, b"u", value) for offset, value in enumerate(values)]
 
 
-def impression() -> bytes:
+def impression(arm: str = "lrm") -> bytes:
     item = ImpressionItem(video_id="v", position=0, source="lrm", age_s=1.0, new=True)
     return to_json(
         ImpressionsShown(
-            event_time_ms=1, request_id="r", surface="home", arm="lrm", model_version=1,
+            event_time_ms=1, request_id="r", surface="home", arm=arm, model_version=1,
             codebook_version=1, items=(item,),
         )
     )  # fmt: skip
@@ -168,6 +168,15 @@ async def test_delays_that_other_processes_observe_are_not_observed_here_again(
     assert {stage: observed(stage) - before[stage] for stage in before} == {
         **dict.fromkeys(stages, 0), "upload_to_first_shown": 1,
     }  # fmt: skip
+
+
+async def test_arms_that_there_are_not_share_one_name(tmp_path: Path) -> None:
+    running = worker(tmp_path, KeepingPublisher())
+    await running.count(IMPRESSIONS, records(*(impression(f"made up {n}") for n in range(5))))
+    report = saved(tmp_path).figures.report()
+    assert set(report["by_arm"]) == {"other"}
+    assert set(report["cold_start"]["arms"]) == {"lrm", "other"}
+    assert report["impressions"] == 5
 
 
 async def test_report_is_written_for_people_and_the_endpoint(tmp_path: Path) -> None:
