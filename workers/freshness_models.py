@@ -19,7 +19,7 @@ from workers.freshness_delays import (
     WATCH_TO_SERVING,
     WATCH_TO_SHARD,
     Delay,
-    DelayHistogram,
+    StageDelays,
 )
 
 RECENT_PROMOTIONS = 100
@@ -130,8 +130,8 @@ class ModelFigures(msgspec.Struct):
     prequential: list[_Prequential] = msgspec.field(default_factory=list)
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     reports: list[dict[str, str | int]] = msgspec.field(default_factory=list)
-    served: dict[str, DelayHistogram] = msgspec.field(
-        default_factory=lambda: {stage: DelayHistogram() for stage in UNTIL_SERVED}
+    served: dict[str, StageDelays] = msgspec.field(
+        default_factory=lambda: {stage: StageDelays() for stage in UNTIL_SERVED}
     )
 
     def sealed(self, event: ShardSealed, append_time_ms: int) -> list[Delay]:
@@ -219,9 +219,9 @@ class ModelFigures(msgspec.Struct):
 
     def _forget(self, one: _Promotion | _Shard) -> None:
         if (delay := one.delay()) is not None:
-            self.served[delay.stage].add(delay.seconds)
+            self.served[delay.stage].add(delay)
 
-    def until_served(self) -> dict[str, DelayHistogram]:
+    def until_served(self) -> dict[str, StageDelays]:
         """Return the delays until serving, by stage: those of what is forgotten, and of what may yet change."""
         found = {stage: one.copy() for stage, one in self.served.items()}
         held: list[_Promotion | _Shard] = [
@@ -229,7 +229,7 @@ class ModelFigures(msgspec.Struct):
         ]
         for one in (*held, *self.shards.values()):
             if (delay := one.delay()) is not None:
-                found[delay.stage].add(delay.seconds)
+                found[delay.stage].add(delay)
         return found
 
     def _note_recall(self, event: CheckpointPromoted) -> None:
@@ -293,7 +293,7 @@ def _ages_s(until_ms: Mapping[str, int], clock_ms: int) -> dict[str, float]:
 
 
 def _delay(stage: str, from_ms: int, to_ms: int) -> Delay:
-    return Delay(stage, (to_ms - from_ms) / 1000)
+    return Delay(stage, (to_ms - from_ms) / 1000, to_ms)
 
 
 def _swapped(swap: _Swap) -> tuple[int, bool, int]:

@@ -316,4 +316,6 @@ def _first(known_ms: int | None, time_ms: int) -> int:
 
 
 def _since_upload(stage: str, way: Way, append_time_ms: int) -> list[Delay]:
-    return [Delay(stage, (append_time_ms - way.uploaded_ms) / 1000)] if way.uploaded_ms else []
+    if not way.uploaded_ms:
+        return []
+    return [Delay(stage, (append_time_ms - way.uploaded_ms) / 1000, append_time_ms)]

@@ -7,7 +7,7 @@ import { hasKey, keepKey } from "./server.js";
 import { Ask } from "./ask.js";
 import { ColdStart } from "./cold_start.js";
 import { Models, Prequential } from "./models.js";
-import { Pipeline } from "./pipeline.js";
+import { Pipeline, recentOf } from "./pipeline.js";
 import { Trace } from "./trace.js";
 import { Uploads } from "./uploads.js";
 
@@ -149,7 +149,10 @@ const Facts = ({ live: { figures, replicas }, now }) => {
     </dl>`;
 };
 
-const delayOf = ({ p50, p99 } = {}) => ({ value: duration(p50), more: numberOf(p99) !== null && `p99 ${duration(p99)}` });
+const delayOf = (delay) => {
+  const { p50, p99 } = recentOf(delay);
+  return { value: duration(p50), more: numberOf(p99) !== null && `p99 ${duration(p99)}` };
+};
 
 const Fact = ({ name, value, more }) => html`
   <div><dt>${name}</dt><dd class=${value === NOT_YET ? "waits" : ""}>${value}${more && html`<small>${more}</small>`}</dd></div>`;

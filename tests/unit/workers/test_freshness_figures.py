@@ -8,17 +8,21 @@ import msgspec
 import pytest
 
 from tests.unit.workers.freshness_events import (
+    HOUR,
     add,
     assigned,
     promoted,
     sealed,
     servable,
     shown,
+    shown_videos,
     swap,
+    uploaded,
 )
 from workers.freshness_delays import (
     CHECKPOINT_TO_SERVING,
     SHARD_TO_CHECKPOINT,
+    UPLOAD_TO_FIRST_SHOWN,
     UPLOAD_TO_SERVABLE,
     UPLOAD_TO_SID,
     WATCH_TO_SERVING,
@@ -43,7 +47,8 @@ def test_report_of_nothing_claims_no_numbers() -> None:
     report = Figures().report()
     assert report["coverage"] is None
     assert report["model_version"] is None
-    assert report["delays_s"][UPLOAD_TO_SID] == {"count": 0, "p50": None, "p99": None}
+    nothing = {"count": 0, "p50": None, "p99": None}
+    assert report["delays_s"][UPLOAD_TO_SID] == {**nothing, "recent": nothing}
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 0.99, 1.0])
@@ -69,6 +74,28 @@ def test_servable_before_or_after_its_assignment_makes_the_same_delays() -> None
         figures = Figures()
         delays = [delay for event in order for delay in add(figures, event)]
         assert sorted(delays) == [(UPLOAD_TO_SERVABLE, 3.0), (UPLOAD_TO_SID, 2.0)]
+
+
+def test_recent_delays_are_those_that_ended_in_the_newest_hours() -> None:
+    events = [
+        one
+        for number, seconds in enumerate((100, 100, 1, 2))
+        for one in (
+            uploaded(f"v{number}", number * HOUR),
+            assigned(f"v{number}", number * HOUR, upload_time_ms=number * HOUR),
+            servable(f"v{number}", number * HOUR, number * HOUR + 1_000 * seconds),
+            shown_videos({f"v{number}": True}, at_ms=number * HOUR + 1_000 * seconds),
+        )
+    ]
+    for order in (events, events[::-1]):
+        figures = Figures()
+        for event in order:
+            add(figures, event)
+        for stage in (UPLOAD_TO_SERVABLE, UPLOAD_TO_FIRST_SHOWN):
+            delays = figures.report()["delays_s"][stage]
+            assert (delays["count"], delays["recent"]["count"]) == (4, 2)
+            assert delays["p99"] == pytest.approx(100, rel=0.011)
+            assert delays["recent"]["p99"] == pytest.approx(2, rel=0.011)
 
 
 def test_another_replica_and_a_repeated_assignment_add_no_delay() -> None:
