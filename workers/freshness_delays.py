@@ -1,4 +1,4 @@
-"""Delays from one stage to the next, all so far and the recent ones, exact to 1 %; knows nothing of events."""
+"""Delays from one stage to the next, as histograms that are small and exact to 1 %; knows nothing of events."""
 
 from __future__ import annotations
 

@@ -82,9 +82,14 @@ def partitions(draw: st.DrawFn) -> list[list[Record]]:
         for _ in range(2):
             each = draw(st.lists(kind, max_size=6))
             found.append([Record(one, T + 20 * HOUR + n) for n, one in enumerate(each)])
-    found.append([Record(sealed(f"s{n}", T + n * 100), T + n * 100 + 7) for n in range(3)])
+    return [*found, *models(draw)]
+
+
+def models(draw: st.DrawFn) -> list[list[Record]]:
+    """Three shards, the promotions of two models, and the swaps of two replicas, each in a partition of its own."""
+    found = [[Record(sealed(f"s{n}", T + n * 100), T + n * 100 + 7) for n in range(3)]]
     recall = {"prequential_recall_at_10": 0.5}
-    for model_name in ("lrm", "two_tower_hash"):  # each has the partition of its name
+    for model_name in ("lrm", "two_tower_hash"):
         found.append(
             [
                 Record(
@@ -97,14 +102,11 @@ def partitions(draw: st.DrawFn) -> list[list[Record]]:
                 for n in range(3)
             ]
         )  # fmt: skip
-    for replica in ("one", "two"):  # each has a partition, and one of them takes over first
+    for replica in ("one", "two"):
         delays_ms = [draw(st.integers(1, 2_000)) for _ in range(3)]
         found.append(
             [
-                Record(
-                    swap(n + 2, T + n * 1_000 + delay_ms, n + 1, replica=replica),
-                    0,
-                )
+                Record(swap(n + 2, T + n * 1_000 + delay_ms, n + 1, replica=replica), 0)
                 for n, delay_ms in enumerate(delays_ms)
             ]
         )
