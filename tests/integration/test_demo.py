@@ -45,10 +45,11 @@ JOBS = {
     "uploads": "UPLOADS", "watches": "WATCHES", "freshness": "FRESHNESS", "catalogue": "CATALOGUE",
     "train": "TRAINING", "table": "TABLE",
 }  # fmt: skip
-# What has no sample in so short a run: drift takes 100 uploads, velocity some hours, and nothing goes wrong.
+# What may have no sample in so short a run: drift takes 100 uploads, velocity some hours, a replay leaps over the days
+# in which a video is new, and nothing goes wrong.
 NOT_IN_A_SLICE = {
     "freshet_codebook_residual_norm_ratio", "freshet_codebook_usage_divergence",
-    "freshet_dead_letters_total", "freshet_training_adapters_total",
+    "freshet_dead_letters_total", "freshet_training_adapters_total", "freshet_freshness_new_videos_shown_ratio",
     "freshet_freshness_threshold_reached_ratio", "freshet_freshness_time_to_threshold_seconds",
 }  # fmt: skip
 
