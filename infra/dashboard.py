@@ -97,11 +97,13 @@ ROWS: dict[str, Sequence[Panel]] = {
             "New videos shown at least once",
             _gauge("freshet_freshness_new_videos_shown_ratio", "arm"),
             unit="percentunit",
+            about="Of the uploads that are still new or within their window.",
         ),
         Panel(
             "Velocity: new videos that reach the view threshold in time",
             _gauge("freshet_freshness_threshold_reached_ratio", "arm"),
             unit="percentunit",
+            about="Of those whose window is over for good; without one there is no line yet.",
         ),
         Panel(
             "Velocity: from upload to the view threshold",
@@ -111,13 +113,22 @@ ROWS: dict[str, Sequence[Panel]] = {
                 "{{arm}} {{quantile}}",
             ),
             unit="s",
+            about="Event time, of those that reached it, also while the window of others still runs.",
         ),
         Panel(
             "Effective vocabulary: videos that make 95 % of impressions",
             _gauge("freshet_freshness_effective_vocabulary_videos", "arm"),
         ),
-        Panel("Clicks per impression", _gauge("freshet_freshness_clicks_per_impression", "arm")),
-        Panel("Likes per impression", _gauge("freshet_freshness_likes_per_impression", "arm")),
+        Panel(
+            "Clicks per impression",
+            _gauge("freshet_freshness_clicks_per_impression", "arm"),
+            about="Watches that name the arm, over the newest hours: late by the sealing of their shards.",
+        ),
+        Panel(
+            "Likes per impression",
+            _gauge("freshet_freshness_likes_per_impression", "arm"),
+            about="As the clicks.",
+        ),
         Panel(
             "Impressions per second",
             _per_s("freshet_freshness_impressions_total", "arm"),

@@ -229,6 +229,9 @@ class VideoState(_Answered):
     title: str | None = None
     upload_time_ms: int | None = Field(None, description="as its uploader says")
     upload_append_time_ms: int | None = Field(None, description="when the upload reached the log")
+    edited_time_ms: int | None = Field(
+        None, description="when the edit did that its semantic ID is of; null: of the upload itself"
+    )
     featurized_time_ms: int | None = None
     assigned_time_ms: int | None = None
     learned_time_ms: int | None = Field(
@@ -240,6 +243,7 @@ class VideoState(_Answered):
     servable_time_ms: int | None = Field(None, description="the first replica could recommend it")
     first_shown_time_ms: int | None = Field(None, description="its first impression was logged")
     first_shown_model_version: int | None = None
+    first_shown_arm: str | None = Field(None, description="whose model that is")
     first_watched_time_ms: int | None = Field(
         None, description="the first training shard with a watch of it was sealed"
     )

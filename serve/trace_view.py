@@ -2,7 +2,8 @@
 
 A view of `video.uploads` and its dead letters, `video.servable`, `serving.impressions`, `video.counts`,
 `model.checkpoints` and the offsets of `video.semantic_ids`. It settles to one state however often records are read;
-what those topics no longer hold, nobody knows. Knows nothing of HTTP.
+what those topics no longer hold, nobody knows. Of live videos all is kept, of those that were removed or refused the
+last `MAX_ENDED`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from streams.events import CheckpointPromoted, ImpressionsShown, VideoCounts, Vi
 from streams.topics import COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, UPLOADS
 
 MAX_PROMOTIONS = 1_000
+MAX_ENDED = 100_000  # some 50 MB
 FOLLOWED = (UPLOADS, DEAD_LETTERS[UPLOADS.name], SERVABLE, IMPRESSIONS, COUNTS)
 
 
@@ -52,6 +54,14 @@ class _Uploads(NamedTuple):
     removed_ms: int | None = None
 
 
+class _Shown(NamedTuple):
+    """A video's first impression."""
+
+    append_time_ms: int
+    model_version: int
+    arm: str
+
+
 _upload_in = msgspec.json.Decoder(_Upload).decode
 _letter_in = msgspec.json.Decoder(_Letter).decode
 
@@ -69,6 +79,7 @@ class Milestones:
     learned_model_version: int | None = None
     first_shown_time_ms: int | None = None
     first_shown_model_version: int | None = None
+    first_shown_arm: str | None = None
     first_watched_time_ms: int | None = None
 
 
@@ -80,10 +91,11 @@ class TraceView:
         self._uploads: dict[str, _Uploads] = {}
         self._refused: dict[str, tuple[int, str]] = {}
         self._servable: dict[str, int] = {}
-        self._shown: dict[str, tuple[int, int]] = {}
+        self._shown: dict[str, _Shown] = {}
         self._watched: dict[str, int] = {}
         self._place: dict[str, tuple[int, int]] = {}
         self._gone: dict[str, int] = {}
+        self._ended: dict[str, None] = {}  # removed or refused, the last one at the end
         self._promotions: deque[_Learned] = deque(maxlen=MAX_PROMOTIONS)
         self._takes: dict[str, Callable[[Record], None]] = {
             UPLOADS.name: self._take_upload,
@@ -98,14 +110,16 @@ class TraceView:
         with self._lock:
             uploads = self._uploads.get(video_id)
             learned = self._learned(self._place.get(video_id))
-            shown_ms, shown_version = self._shown.get(video_id, (None, None))
+            shown_ms, shown_version, arm = self._shown.get(video_id, (None, None, None))
             refused_ms, reason = self._refused.get(video_id, (None, None))
             if refused_ms is not None and uploads is not None and refused_ms < uploads.last_ms:
                 refused_ms = reason = None  # what came after it was not
-            removed_ms = uploads.removed_ms if uploads else None
+            removed_ms, gone_ms = uploads.removed_ms if uploads else None, self._gone.get(video_id)
+            if gone_ms is not None and uploads is not None and gone_ms < uploads.last_ms:
+                gone_ms = None  # uploaded again since
             return Milestones(
                 upload_append_time_ms=uploads.first_ms if uploads else None,
-                removed_time_ms=removed_ms or self._gone.get(video_id),
+                removed_time_ms=removed_ms or gone_ms,
                 refused_time_ms=refused_ms,
                 refused_reason=reason,
                 servable_time_ms=self._servable.get(video_id),
@@ -113,6 +127,7 @@ class TraceView:
                 learned_model_version=learned.model_version if learned else None,
                 first_shown_time_ms=shown_ms,
                 first_shown_model_version=shown_version,
+                first_shown_arm=arm,
                 first_watched_time_ms=self._watched.get(video_id),
             )
 
@@ -137,6 +152,22 @@ class TraceView:
             self._gone[video_id] = removed_time_ms
             for held in (self._servable, self._shown, self._watched, self._place):
                 held.pop(video_id, None)
+            self._end(video_id)
+
+    def _end(self, video_id: str) -> None:
+        """Forget all of the one that ended the longest ago where there are too many, unless it is live again."""
+        self._ended.pop(video_id, None)
+        self._ended[video_id] = None
+        if len(self._ended) <= MAX_ENDED:
+            return
+        oldest = next(iter(self._ended))
+        del self._ended[oldest]
+        if oldest in self._place:
+            return
+        for held in (
+            self._uploads, self._refused, self._servable, self._shown, self._watched, self._gone,
+        ):  # fmt: skip
+            held.pop(oldest, None)
 
     def promoted(self, checkpoint: CheckpointPromoted) -> None:
         """Hear of an LRM; a pointer back to an older one tells nothing new."""
@@ -168,6 +199,7 @@ class TraceView:
             known = self._uploads.get(video_id)
             if kind == "removed":
                 self._uploads[video_id] = _Uploads(known.first_ms if known else at_ms, at_ms, at_ms)
+                self._end(video_id)
             elif known is None or (known.removed_ms is not None and kind == "uploaded"):
                 self._uploads[video_id] = _Uploads(at_ms, at_ms)
             else:
@@ -179,6 +211,7 @@ class TraceView:
             return  # its key is that of its codes
         with self._lock:
             self._refused[_key(record)] = (record.append_time_ms, letter.reason)
+            self._end(_key(record))
 
     def _take_servable(self, record: Record) -> None:
         said = decode(VideoServable, record.value)
@@ -188,7 +221,7 @@ class TraceView:
 
     def _take_shown(self, record: Record) -> None:
         shown = decode(ImpressionsShown, record.value)
-        now = (record.append_time_ms, shown.model_version)
+        now = _Shown(record.append_time_ms, shown.model_version, shown.arm)
         with self._lock:
             for item in shown.items:
                 self._shown[item.video_id] = min(self._shown.get(item.video_id, now), now)

@@ -31,13 +31,17 @@ def video_state(
     )
     if known is None:
         return path
+    # An edit has an upload record of its own, which is what the rest of `known` is measured from.
+    from_ms = known.upload_append_time_ms
+    first_ms = from_ms if came.upload_append_time_ms is None else came.upload_append_time_ms
     return path.model_copy(
         update={
             "semantic_id": format_semantic_id(known.semantic_id),
             "codebook_version": known.codebook_version,
             "title": known.title,
             "upload_time_ms": known.upload_time_ms,
-            "upload_append_time_ms": known.upload_append_time_ms,
+            "upload_append_time_ms": min(first_ms, from_ms),
+            "edited_time_ms": from_ms if from_ms > first_ms else None,
             "featurized_time_ms": known.featurized_time_ms,
             "assigned_time_ms": known.assigned_time_ms,
             "learned_time_ms": came.learned_time_ms,
@@ -45,6 +49,7 @@ def video_state(
             "servable_time_ms": came.servable_time_ms,
             "first_shown_time_ms": came.first_shown_time_ms,
             "first_shown_model_version": came.first_shown_model_version,
+            "first_shown_arm": came.first_shown_arm,
             "first_watched_time_ms": came.first_watched_time_ms,
         }
     )

@@ -30,22 +30,23 @@ def figures(now_ms: int, **more: Any) -> dict[str, Any]:
             "new_max_age_h": 24.0,
             "window_h": 24.0,
             "view_threshold": 20,
+            "newest_hours": 168,
             "arms": {arm: _arm(number, hour_ms) for number, arm in enumerate(ARMS)},
         },
         "delays_s": {
-            "upload_to_sid": {"count": 1_204, "p50": 0.412, "p99": 1.9},
-            "upload_to_servable": {"count": 1_201, "p50": 0.731, "p99": 2.6},
-            "upload_to_first_shown": {"count": 1_077, "p50": 14.2, "p99": 310.0},
-            "upload_to_first_watched": {"count": 950, "p50": 88.0, "p99": 2_400.0},
-            "watch_to_shard": {"count": 61_000, "p50": 6.1, "p99": 11.0},
-            "shard_to_checkpoint": {"count": 44, "p50": 31.0, "p99": 74.0},
-            "checkpoint_to_serving": {"count": 44, "p50": 1.2, "p99": 3.4},
-            "watch_to_serving": {"count": 61_000, "p50": 58.0, "p99": 121.0},
+            "upload_to_sid": _delays(1_204, 0.412, 1.9),
+            "upload_to_servable": _delays(1_201, 0.731, 2.6),
+            "upload_to_first_shown": _delays(1_077, 14.2, 310.0),
+            "upload_to_first_watched": _delays(950, 88.0, 2_400.0),
+            "watch_to_shard": _delays(61_000, 6.1, 11.0),
+            "shard_to_checkpoint": _delays(44, 31.0, 74.0),
+            "checkpoint_to_serving": _delays(44, 1.2, 3.4),
+            "watch_to_serving": _delays(61_000, 58.0, 121.0),
         },
         "model_version": 44,
         "model_versions": {"lrm": 44, "two_tower_cluster": 40, "two_tower_hash": 40},
         "model_age_s": {"lrm": 63.0, "two_tower_cluster": 190.0, "two_tower_hash": 190.0},
-        "trained_until_ms": now_ms - 63_000,
+        "trained_until_ms": {"lrm": now_ms - 63_000},
         "codebook": {
             "codebook_version": 1,
             "videos": 9_742,
@@ -74,6 +75,12 @@ def figures(now_ms: int, **more: Any) -> dict[str, Any]:
     }
 
 
+def _delays(count: int, p50: float, p99: float) -> dict[str, Any]:
+    """What ended recently took a little less than all so far."""
+    recent = {"count": count // 20, "p50": 0.9 * p50, "p99": 0.9 * p99}
+    return {"count": count, "p50": p50, "p99": p99, "recent": recent}
+
+
 def _arm(number: int, hour_ms: int) -> dict[str, Any]:
     coverage = (0.141, 0.239, 0.118, 0.092)[number]
     reached = (0.31, 0.44, 0.28, 0.17)[number]
@@ -95,8 +102,16 @@ def _arm(number: int, hour_ms: int) -> dict[str, Any]:
         "likes_per_impression": 0.021 - 0.003 * number,
         "watched_s_per_impression": 18.4 - 1.9 * number,
         "surfaces": {
-            "home": {"impressions": 9_000, "new_impressions": 1_200, "coverage": coverage},
-            "shorts": {"impressions": 3_050, "new_impressions": 499, "coverage": 1.1 * coverage},
+            surface: {
+                "impressions": shown,
+                "coverage": coverage,
+                "clicks_per_impression": 0.1,
+                "likes_per_impression": 0.02,
+                "shown_share": reached,
+                "reached_share": reached / 2,
+                "time_to_threshold_s": {"count": 60, "p50": 9_000.0, "p90": 40_000.0},
+            }
+            for surface, shown in (("home", 9_000), ("shorts", 3_050))
         },
         "hours": [
             {

@@ -28,7 +28,7 @@ import asyncio
 from typing import Any
 
 import faust
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Message
 
 from infra import log, metrics
 from infra.claim import claim
@@ -137,24 +137,23 @@ async def _read_committed(app: faust.App, kafka: KafkaSettings, worker: Freshnes
 
 async def _follow_reader(app: faust.App, kafka: KafkaSettings, worker: FreshnessWorker) -> None:
     start = worker.next_offsets(COMMITTED)
-    reader = await asyncio.to_thread(TopicReader, kafka, COMMITTED, start=start)
-    while not app.should_stop:
-        found = await asyncio.to_thread(reader.poll, timeout_s=POLL_S)
-        for topic in COMMITTED:
-            worker.count_committed(
-                topic,
-                [
-                    Read(
-                        message.partition(),
-                        message.offset(),
-                        message.timestamp()[1],
-                        message.key(),
-                        message.value(),
-                    )
-                    for of, message in found
-                    if of is topic
-                ],
-            )
+    with await asyncio.to_thread(TopicReader, kafka, COMMITTED, start=start) as reader:
+        while not app.should_stop:
+            found = await asyncio.to_thread(reader.poll, timeout_s=POLL_S)
+            for topic in COMMITTED:
+                worker.count_committed(
+                    topic, [_read_message(message) for of, message in found if of is topic]
+                )
+
+
+def _read_message(message: Message) -> Read:
+    return Read(
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+    )
 
 
 def run(settings: Settings) -> None:

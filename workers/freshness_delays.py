@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from workers.freshness_arms import newest_kept
+from workers.freshness_rules import HOUR_MS
+
 UPLOAD_TO_SID = "upload_to_sid"
 UPLOAD_TO_SERVABLE = "upload_to_servable"
 UPLOAD_TO_FIRST_SHOWN = "upload_to_first_shown"
@@ -16,16 +19,13 @@ WATCH_TO_SHARD = "watch_to_shard"
 SHARD_TO_CHECKPOINT = "shard_to_checkpoint"
 CHECKPOINT_TO_SERVING = "checkpoint_to_serving"
 WATCH_TO_SERVING = "watch_to_serving"
-ADDED_UP = (
-    UPLOAD_TO_SID, UPLOAD_TO_SERVABLE, WATCH_TO_SHARD, SHARD_TO_CHECKPOINT, CHECKPOINT_TO_SERVING,
-    WATCH_TO_SERVING,
-)  # fmt: skip
-"""Stages whose delays are added up for good; the others are of the new videos that are followed."""
-OBSERVED_HERE = frozenset(
-    (UPLOAD_TO_FIRST_SHOWN, UPLOAD_TO_FIRST_WATCHED, SHARD_TO_CHECKPOINT, WATCH_TO_SERVING)
-)
-"""Stages that end in no process of ours, so that this one has the Prometheus histogram of them."""
+ADDED_UP = (UPLOAD_TO_SID, UPLOAD_TO_SERVABLE, WATCH_TO_SHARD, SHARD_TO_CHECKPOINT)
+"""Stages whose delays are added up for good as they come; of the others, one may turn out shorter than it seemed."""
+OBSERVED_HERE = frozenset((UPLOAD_TO_FIRST_SHOWN, UPLOAD_TO_FIRST_WATCHED))
+"""Stages whose Prometheus histogram this process has; those of the others are where the stage ends, each in one."""
 
+RECENT_HOURS = 2
+"""Newest hours in which anything ended: what ended in them is recent."""
 _BUCKET_GROWTH = 1.02  # a delay is known to 1 %; a millisecond and a day are 922 buckets apart
 _SHORTEST_S = 0.001
 
@@ -35,6 +35,7 @@ class Delay(NamedTuple):
 
     stage: str
     seconds: float
+    ended_ms: int
 
 
 class DelayHistogram(msgspec.Struct):
@@ -67,6 +68,48 @@ class DelayHistogram(msgspec.Struct):
         quantiles = {"p50": self.quantile_s(0.5), "p99": self.quantile_s(0.99)}
         rounded = {name: None if s is None else round(s, 3) for name, s in quantiles.items()}
         return {"count": self.count, **rounded}
+
+
+class StageDelays(msgspec.Struct):
+    """The delays of one stage: all so far, and by the hour in which they ended the recent ones."""
+
+    ever: DelayHistogram = msgspec.field(default_factory=DelayHistogram)
+    by_hour: dict[int, DelayHistogram] = msgspec.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many delays were added."""
+        return self.ever.count
+
+    def add(self, delay: Delay) -> None:
+        """Count one delay."""
+        hour = delay.ended_ms // HOUR_MS * HOUR_MS
+        self.ever.add(delay.seconds)
+        newest_kept(self.by_hour, hour, DelayHistogram(), keep=RECENT_HOURS).add(delay.seconds)
+
+    def copy(self) -> StageDelays:
+        """Return another one with the same delays."""
+        by_hour = {hour: DelayHistogram(dict(one.buckets)) for hour, one in self.by_hour.items()}
+        return StageDelays(DelayHistogram(dict(self.ever.buckets)), by_hour)
+
+    def report(self) -> dict[str, Any]:
+        """Return the count and the quantiles of all, and of the recent ones."""
+        recent = DelayHistogram()
+        for one in self.by_hour.values():
+            for bucket, count in one.buckets.items():
+                recent.buckets[bucket] = recent.buckets.get(bucket, 0) + count
+        return {**self.ever.report(), "recent": recent.report()}
+
+
+def delays_report(delays: Sequence[Delay]) -> dict[str, Any]:
+    """Return the count and the quantiles of some delays, and of the recent ones among them, exactly."""
+    hours = sorted({delay.ended_ms // HOUR_MS for delay in delays})[-RECENT_HOURS:]
+    recent = [delay for delay in delays if delay.ended_ms // HOUR_MS in hours]
+    found = [
+        durations_report([round(delay.seconds * 1000) for delay in some], quantiles=(0.5, 0.99))
+        for some in (delays, recent)
+    ]
+    return {**found[0], "recent": found[1]}
 
 
 def durations_report(durations_ms: Sequence[int], *, quantiles: Sequence[float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ held: the new videos (`workers.freshness_videos`), the hours (`workers.freshness
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -35,12 +36,12 @@ from workers.freshness_delays import (
     UPLOAD_TO_SERVABLE,
     UPLOAD_TO_SID,
     Delay,
-    DelayHistogram,
-    durations_report,
+    StageDelays,
+    delays_report,
 )
 from workers.freshness_models import ModelFigures
 from workers.freshness_rules import FreshnessRules
-from workers.freshness_videos import NewVideos
+from workers.freshness_videos import NewVideos, Place
 
 RECENT_VIDEOS = 4096
 """Uploads and edits of which both halves are awaited; the two are seconds apart."""
@@ -59,14 +60,14 @@ class Figures(msgspec.Struct):
     Attributes:
         rules: what counts as new, as reached and as final.
         shown: impressions by arm, then surface, all so far.
-        delays: by stage, all so far.
+        delays: by stage, all so far, of those that are added up for good.
         uploads: the last `RECENT_VIDEOS`, by video_id and append time.
     """
 
     rules: FreshnessRules = msgspec.field(default_factory=FreshnessRules)
     shown: Arms = msgspec.field(default_factory=dict)
-    delays: dict[str, DelayHistogram] = msgspec.field(
-        default_factory=lambda: {stage: DelayHistogram() for stage in ADDED_UP}
+    delays: dict[str, StageDelays] = msgspec.field(
+        default_factory=lambda: {stage: StageDelays() for stage in ADDED_UP}
     )
     uploads: dict[str, _Upload] = msgspec.field(default_factory=dict)
     videos: NewVideos = msgspec.field(default_factory=NewVideos)
@@ -101,12 +102,12 @@ class Figures(msgspec.Struct):
         self.videos.advance(event.event_time_ms)
         self._hour(event.event_time_ms, event.arm, event.surface).add(tallied)
         add = self.vocabularies.of(event.event_time_ms, event.arm).add
-        arm = event.arm if event.arm in self.rules.shares else None
+        at = Place(event.arm, event.surface) if event.arm in self.rules.shares else None
         delays: list[Delay] = []
         for item in event.items:
             add(item.video_id)
             if item.new:
-                delays += self.videos.shown(item.video_id, arm, event.event_time_ms, append_time_ms)
+                delays += self.videos.shown(item.video_id, at, event.event_time_ms, append_time_ms)
         return delays
 
     def count_views(self, event: VideoCounts, append_time_ms: int) -> list[Delay]:
@@ -140,7 +141,7 @@ class Figures(msgspec.Struct):
         upload.assigned = True
         self.codebook.add(event)
         uploaded_ms = event.upload_append_time_ms
-        delays = [Delay(UPLOAD_TO_SID, (append_time_ms - uploaded_ms) / 1000)]
+        delays = [Delay(UPLOAD_TO_SID, (append_time_ms - uploaded_ms) / 1000, append_time_ms)]
         if upload.servable_time_ms is not None:
             delays.append(_to_servable(upload.servable_time_ms, uploaded_ms))
         return self._add(delays)
@@ -182,7 +183,7 @@ class Figures(msgspec.Struct):
             },
             "cold_start": cold_start_report(self.videos, self.hours, self.vocabularies, self.rules),
             "delays_s": {
-                **{stage: histogram.report() for stage, histogram in self.delays.items()},
+                **{stage: delays.report() for stage, delays in self._stages()},
                 **self._firsts(),
             },
             **self.models.report(clock_ms),
@@ -192,13 +193,16 @@ class Figures(msgspec.Struct):
 
     def _firsts(self) -> dict[str, Any]:
         """Return the delays until the first impression and the first watch, of the new videos that are followed."""
-        ways = list(self.videos.live())
-        shown = [way.shown_ms - way.uploaded_ms for way in ways if way.shown_ms is not None]
-        watched = [way.watched_ms - way.uploaded_ms for way in ways if way.watched_ms is not None]
-        return {
-            UPLOAD_TO_FIRST_SHOWN: durations_report(shown, quantiles=(0.5, 0.99)),
-            UPLOAD_TO_FIRST_WATCHED: durations_report(watched, quantiles=(0.5, 0.99)),
-        }
+        first_ms = [(way.uploaded_ms, way.shown_ms, way.watched_ms) for way in self.videos.live()]
+        found: dict[str, list[Delay]] = {UPLOAD_TO_FIRST_SHOWN: [], UPLOAD_TO_FIRST_WATCHED: []}
+        for uploaded_ms, *ends_ms in first_ms:
+            for (stage, delays), ended_ms in zip(found.items(), ends_ms, strict=True):
+                if ended_ms is not None:
+                    delays.append(Delay(stage, (ended_ms - uploaded_ms) / 1000, ended_ms))
+        return {stage: delays_report(delays) for stage, delays in found.items()}
+
+    def _stages(self) -> Iterable[tuple[str, StageDelays]]:
+        return (*self.delays.items(), *self.models.until_served().items())
 
     def _hour(self, time_ms: int, arm: str, surface: str) -> Tally:
         return self.hours.tally(time_ms, arm, surface, keep=self.rules.hours)
@@ -211,9 +215,10 @@ class Figures(msgspec.Struct):
 
     def _add(self, delays: list[Delay]) -> list[Delay]:
         for delay in delays:
-            self.delays[delay.stage].add(delay.seconds)
+            if delay.stage in self.delays:
+                self.delays[delay.stage].add(delay)
         return delays
 
 
 def _to_servable(servable_time_ms: int, uploaded_ms: int) -> Delay:
-    return Delay(UPLOAD_TO_SERVABLE, (servable_time_ms - uploaded_ms) / 1000)
+    return Delay(UPLOAD_TO_SERVABLE, (servable_time_ms - uploaded_ms) / 1000, servable_time_ms)

@@ -19,25 +19,30 @@ _OF_AN_ARM: Mapping[str, Gauge] = {
 
 
 def expose_report(report: Mapping[str, Any]) -> None:
-    """Set all gauges from the figures as they are reported; what nobody knows yet keeps its last value, or has none.
+    """Set all gauges from the figures as they are reported; what nobody knows, or no longer, is not exposed.
 
     Delays only as quantiles of all so far: for a window, take `freshet_stage_delay_seconds`.
     """
     for arm, surfaces in report["by_arm"].items():
         for surface, shown in surfaces.items():
-            metrics.COVERAGE.labels(arm, surface).set(shown["coverage"] or 0.0)
+            _set(metrics.COVERAGE, shown["coverage"], arm, surface)
     for arm, figures in report["cold_start"]["arms"].items():
         for name, gauge in _OF_AN_ARM.items():
-            if figures[name] is not None:
-                gauge.labels(arm).set(figures[name])
+            _set(gauge, figures[name], arm)
         for quantile, share in (("p50", "0.5"), ("p90", "0.9")):
-            if (seconds := figures["time_to_threshold_s"][quantile]) is not None:
-                metrics.TIME_TO_THRESHOLD.labels(arm, share).set(seconds)
+            _set(metrics.TIME_TO_THRESHOLD, figures["time_to_threshold_s"][quantile], arm, share)
     for stage, delays in report["delays_s"].items():
         for quantile, share in (("p50", "0.5"), ("p99", "0.99")):
-            if delays[quantile] is not None:
-                metrics.DELAY_QUANTILE.labels(stage, share).set(delays[quantile])
+            _set(metrics.DELAY_QUANTILE, delays[quantile], stage, share)
     for name, version in report["model_versions"].items():
         metrics.MODEL_VERSION.labels(name).set(version)
     for name, until_ms in report["trained_until_ms"].items():
         metrics.TRAINED_UNTIL.labels(name).set(until_ms / 1000)
+
+
+def _set(gauge: Gauge, value: float | None, *labels: str) -> None:
+    """Expose a value; without one the last is taken away, which would look as if it were of today."""
+    if value is None:
+        gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)

@@ -1,7 +1,8 @@
 """How far the models have come: promotions, the swaps that answer them, and what each has learned; knows no Kafka.
 
 Promotions, swaps and shards are joined from three topics, which come in any order between them: whichever part comes
-last makes the delay.
+last makes the delay. Replicas report their swaps in partitions of their own, so who was first may turn out late: until
+a promotion or a shard is forgotten, its delay is what the earliest swap says, whichever was read first.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from workers.freshness_delays import (
     WATCH_TO_SERVING,
     WATCH_TO_SHARD,
     Delay,
+    StageDelays,
 )
 
 RECENT_PROMOTIONS = 100
 RECENT_SHARDS = 2_000
 PREQUENTIAL_MAX = 200
 SWAPS_MAX = 20
+UNTIL_SERVED = (CHECKPOINT_TO_SERVING, WATCH_TO_SERVING)
 RECALL = "prequential_recall_at_10"
 _WATCHED = f"{RECALL}_watched_"
 
@@ -37,10 +40,23 @@ class _Swap(msgspec.Struct, array_like=True):
 
 
 class _Promotion(msgspec.Struct, array_like=True):
-    """A promotion that no swap has answered yet."""
+    """A promotion, and the earliest swap that answers it, as far as known."""
 
+    model_version: int
     promoted_time_ms: int
     shard_ids: tuple[str, ...]
+    answer: _Swap | None = None
+
+    def served_ms(self) -> int | None:
+        """Return when a replica took it; None before that, and for a start, which is no measure of how fast."""
+        return None if self.answer is None or self.answer.started else self.answer.swapped_time_ms
+
+    def delay(self) -> Delay | None:
+        """Return how long it took until a replica served it."""
+        served_ms = self.served_ms()
+        if served_ms is None:
+            return None
+        return _delay(CHECKPOINT_TO_SERVING, self.promoted_time_ms, served_ms)
 
 
 class _Shard(msgspec.Struct, array_like=True):
@@ -51,39 +67,42 @@ class _Shard(msgspec.Struct, array_like=True):
     promoted_ms: int | None = None
     served_ms: int | None = None
 
+    def delay(self) -> Delay | None:
+        """Return how long it took from its oldest watch until a replica served what was learned from it."""
+        if self.watched_ms is None or self.served_ms is None:
+            return None
+        return _delay(WATCH_TO_SERVING, self.watched_ms, self.served_ms)
+
 
 class _Model(msgspec.Struct):
     """What is known of one model.
 
     Attributes:
-        waiting: promotions that no swap has answered yet, by model_version.
+        promotions: the last ones, in the order they came.
         trained_until_ms: newest event time that each version has learned from.
-        swaps: the last ones, in the order they came.
+        swaps: the last ones, oldest first.
     """
 
-    waiting: dict[int, _Promotion] = msgspec.field(default_factory=dict)
+    promotions: list[_Promotion] = msgspec.field(default_factory=list)
     trained_until_ms: dict[int, int] = msgspec.field(default_factory=dict)
     swaps: list[_Swap] = msgspec.field(default_factory=list)
 
     def serving_version(self) -> int | None:
         """Return the version that was swapped to last; None before the first swap."""
-        newest = max(self.swaps, key=lambda swap: swap.swapped_time_ms, default=None)
-        return None if newest is None else newest.model_version
+        return self.swaps[-1].model_version if self.swaps else None
 
     def serves_until_ms(self) -> int | None:
         """Return until when the version that serves has learned; None where nobody knows."""
         version = self.serving_version()
         return (self.trained_until_ms.get(version) if version is not None else None) or None
 
-    def answered(self) -> Iterator[tuple[_Promotion, _Swap]]:
-        """Yield each promotion that a swap has answered; a version that was skipped, when the next came."""
-        for version, promotion in list(self.waiting.items()):
-            for swap in self.swaps:
-                is_later = swap.swapped_time_ms >= promotion.promoted_time_ms
-                if swap.model_version >= version and is_later:
-                    del self.waiting[version]
-                    yield promotion, swap
-                    break
+    def answer_to(self, promotion: _Promotion) -> _Swap | None:
+        """Return the earliest swap that answers a promotion; one that was skipped is answered by that to the next."""
+        for swap in self.swaps:
+            is_later = swap.swapped_time_ms >= promotion.promoted_time_ms
+            if swap.model_version >= promotion.model_version and is_later:
+                return swap
+        return None
 
 
 class _Prequential(msgspec.Struct, array_like=True):
@@ -100,9 +119,10 @@ class ModelFigures(msgspec.Struct):
     Attributes:
         models: by model name.
         shards: the last ones heard of, by shard_id.
-        prequential: of the last promotions that say so, in the order they came.
+        prequential: of the last promotions that say so, oldest first.
         outcomes: swaps by outcome.
-        reports: the last swaps, in the order they came.
+        reports: the last swaps, oldest first.
+        served: delays until serving of the promotions and shards that are forgotten, by stage.
     """
 
     models: dict[str, _Model] = msgspec.field(default_factory=dict)
@@ -110,6 +130,9 @@ class ModelFigures(msgspec.Struct):
     prequential: list[_Prequential] = msgspec.field(default_factory=list)
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     reports: list[dict[str, str | int]] = msgspec.field(default_factory=list)
+    served: dict[str, StageDelays] = msgspec.field(
+        default_factory=lambda: {stage: StageDelays() for stage in UNTIL_SERVED}
+    )
 
     def sealed(self, event: ShardSealed, append_time_ms: int) -> list[Delay]:
         """Add a shard that was announced; return the delays of its oldest watch that are complete now."""
@@ -120,9 +143,8 @@ class ModelFigures(msgspec.Struct):
         delays = [_delay(WATCH_TO_SHARD, shard.watched_ms, shard.sealed_ms)]
         if shard.promoted_ms is not None:
             delays.append(_delay(SHARD_TO_CHECKPOINT, shard.sealed_ms, shard.promoted_ms))
-        if shard.served_ms is not None:
-            delays.append(_delay(WATCH_TO_SERVING, shard.watched_ms, shard.served_ms))
-        return delays
+        delay = shard.delay()
+        return delays if delay is None else [*delays, delay]
 
     def promoted(self, event: CheckpointPromoted) -> list[Delay]:
         """Add a promotion; return the delays that are complete now."""
@@ -132,18 +154,23 @@ class ModelFigures(msgspec.Struct):
         self._note_recall(event)
         is_lrm = event.model_name == LRM_MODEL_NAME
         shard_ids = event.shard_ids[-RECENT_SHARDS:] if is_lrm else ()
-        model.waiting[event.model_version] = _Promotion(event.promoted_time_ms, shard_ids)
+        promotion = _Promotion(event.model_version, event.promoted_time_ms, shard_ids)
         delays = [
             delay for one in shard_ids for delay in self._learned(one, event.promoted_time_ms)
         ]
-        delays += self._answers(model)
-        if model.serving_version() == event.model_version:
-            model.waiting.pop(event.model_version, None)  # announced again: no replica will swap
-        _keep_last(model.waiting, RECENT_PROMOTIONS)
+        delays += self._answered(model, promotion)
+        if promotion.answer is None and model.serving_version() == event.model_version:
+            return delays  # announced again: no replica will swap
+        model.promotions.append(promotion)
+        while len(model.promotions) > RECENT_PROMOTIONS:
+            self._forget(model.promotions.pop(0))
         return delays
 
     def swapped(self, event: SwapReported) -> list[Delay]:
-        """Add a swap, or that a replica refused one; return the delays that are complete now."""
+        """Add a swap, or that a replica refused one; return the delays that are complete now.
+
+        A delay that an earlier swap of another replica makes shorter is not complete now: it was before.
+        """
         self.outcomes[event.outcome] = self.outcomes.get(event.outcome, 0) + 1
         self.reports.append(
             {
@@ -152,27 +179,30 @@ class ModelFigures(msgspec.Struct):
                 "swapped_time_ms": event.swapped_time_ms, "replica": event.replica,
             }
         )  # fmt: skip
+        self.reports.sort(key=_reported)
         del self.reports[:-SWAPS_MAX]
         if event.outcome != "succeeded":
             return []
         model = self.models.setdefault(event.model_name, _Model())
         started = event.previous_version == 0
         model.swaps.append(_Swap(event.model_version, event.swapped_time_ms, started))
+        model.swaps.sort(key=_swapped)
         del model.swaps[:-RECENT_PROMOTIONS]
-        return self._answers(model)
+        return [delay for one in model.promotions for delay in self._answered(model, one)]
 
-    def _answers(self, model: _Model) -> list[Delay]:
-        """Return the delays until serving; a start is an answer, but no measure of how fast a model is picked up."""
-        delays = []
-        for promotion, swap in model.answered():
-            if swap.started:
-                continue
-            delays.append(
-                _delay(CHECKPOINT_TO_SERVING, promotion.promoted_time_ms, swap.swapped_time_ms)
-            )
-            for shard_id in promotion.shard_ids:
-                delays += self._served(shard_id, swap.swapped_time_ms)
-        return delays
+    def _answered(self, model: _Model, promotion: _Promotion) -> list[Delay]:
+        """Note who answered a promotion first; return the delays until then, where nobody was known to have."""
+        answer, before = model.answer_to(promotion), promotion.answer
+        if answer is None or (before is not None and _swapped(before) <= _swapped(answer)):
+            return []
+        promotion.answer = answer
+        found: list[_Promotion | _Shard] = [promotion]
+        for shard_id in promotion.shard_ids:
+            shard = self._shard(shard_id)
+            shard.served_ms = promotion.served_ms()
+            found.append(shard)
+        delays = [delay for one in found if (delay := one.delay()) is not None]
+        return delays if before is None else []
 
     def _learned(self, shard_id: str, promoted_ms: int) -> Iterator[Delay]:
         shard = self._shard(shard_id)
@@ -181,17 +211,26 @@ class ModelFigures(msgspec.Struct):
             if shard.sealed_ms is not None:
                 yield _delay(SHARD_TO_CHECKPOINT, shard.sealed_ms, promoted_ms)
 
-    def _served(self, shard_id: str, swapped_ms: int) -> Iterator[Delay]:
-        shard = self._shard(shard_id)
-        if shard.served_ms is None:
-            shard.served_ms = swapped_ms
-            if shard.watched_ms is not None:
-                yield _delay(WATCH_TO_SERVING, shard.watched_ms, swapped_ms)
-
     def _shard(self, shard_id: str) -> _Shard:
         shard = self.shards.setdefault(shard_id, _Shard())
-        _keep_last(self.shards, RECENT_SHARDS)
+        while len(self.shards) > RECENT_SHARDS:
+            self._forget(self.shards.pop(next(iter(self.shards))))
         return shard
+
+    def _forget(self, one: _Promotion | _Shard) -> None:
+        if (delay := one.delay()) is not None:
+            self.served[delay.stage].add(delay)
+
+    def until_served(self) -> dict[str, StageDelays]:
+        """Return the delays until serving, by stage: those of what is forgotten, and of what may yet change."""
+        found = {stage: one.copy() for stage, one in self.served.items()}
+        held: list[_Promotion | _Shard] = [
+            one for model in self.models.values() for one in model.promotions
+        ]
+        for one in (*held, *self.shards.values()):
+            if (delay := one.delay()) is not None:
+                found[delay.stage].add(delay)
+        return found
 
     def _note_recall(self, event: CheckpointPromoted) -> None:
         at = (event.model_name, event.model_version)
@@ -206,6 +245,7 @@ class ModelFigures(msgspec.Struct):
             if name.startswith(_WATCHED)
         }
         self.prequential.append(_Prequential(*at, event.promoted_time_ms, recall, by_watches))
+        self.prequential.sort(key=lambda one: (one.time_ms, one.model_name, one.model_version))
         del self.prequential[:-PREQUENTIAL_MAX]
 
     def serving_versions(self) -> dict[str, int]:
@@ -227,7 +267,6 @@ class ModelFigures(msgspec.Struct):
     def report(self, clock_ms: int) -> dict[str, Any]:
         """Return the figures as people read them; ages are on the events' clock."""
         versions, until_ms = self.serving_versions(), self.trained_until_ms()
-        newest = sorted(self.reports, key=lambda one: -int(one["swapped_time_ms"]))
         return {
             "model_version": versions.get(LRM_MODEL_NAME),
             "model_versions": versions,
@@ -235,7 +274,7 @@ class ModelFigures(msgspec.Struct):
             "trained_until_ms": until_ms,
             "swaps": self.outcomes.get("succeeded", 0),
             "swaps_rejected": self.outcomes.get("rejected", 0),
-            "swaps_newest": newest,
+            "swaps_newest": self.reports[::-1],
             "prequential": [
                 {
                     "model_name": one.model_name,
@@ -244,7 +283,7 @@ class ModelFigures(msgspec.Struct):
                     "recall_at_10": one.recall_at_10,
                     "by_earlier_watches": one.by_earlier_watches,
                 }
-                for one in sorted(self.prequential, key=lambda one: one.time_ms)
+                for one in self.prequential
             ],
         }
 
@@ -254,7 +293,20 @@ def _ages_s(until_ms: Mapping[str, int], clock_ms: int) -> dict[str, float]:
 
 
 def _delay(stage: str, from_ms: int, to_ms: int) -> Delay:
-    return Delay(stage, (to_ms - from_ms) / 1000)
+    return Delay(stage, (to_ms - from_ms) / 1000, to_ms)
+
+
+def _swapped(swap: _Swap) -> tuple[int, bool, int]:
+    return swap.swapped_time_ms, swap.started, swap.model_version
+
+
+def _reported(report: Mapping[str, str | int]) -> tuple[int, str, str, int]:
+    return (
+        int(report["swapped_time_ms"]),
+        str(report["replica"]),
+        str(report["model_name"]),
+        int(report["model_version"]),
+    )
 
 
 def _keep_last(entries: dict[Any, Any], count: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -30,18 +30,30 @@ TITLE_CHARS = 200
 _OVER = 1.1  # so far beyond `videos_max` it may grow between two clearings
 
 
+class Place(NamedTuple):
+    """Where a video is shown."""
+
+    arm: str
+    surface: str
+
+
+Windows = dict[int, tuple[int, int]]
+"""Start to length, both in ms, and views."""
+
+
 class Reach(msgspec.Struct, array_like=True, gc=False):
-    """What one arm did for a video.
+    """What one surface of an arm did for a video.
 
     Attributes:
         shown_time_ms: event time of its first impression.
-        after_ms: event time from the upload to the arm's view threshold; None while it is not reached.
-        windows: start to length and views, no later than those by which the threshold is reached.
+        after_ms: event time from the upload to the arm's view threshold, by views on this surface alone; None while it
+            is not reached.
+        windows: no later than those by which the threshold is reached.
     """
 
     shown_time_ms: int | None = None
     after_ms: int | None = None
-    windows: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
+    windows: Windows = msgspec.field(default_factory=dict)
 
     def add(self, start_ms: int, window_ms: int, views: int, *, enough: int) -> None:
         """Add views; forget what lies behind the window by which there are `enough`.
@@ -59,21 +71,54 @@ class Reach(msgspec.Struct, array_like=True, gc=False):
             else:
                 seen += self.windows[start][1]
 
-    def reached_after_ms(self, upload_time_ms: int, threshold: int) -> int | None:
-        """Return how long after the upload there were `threshold` views; None if there are not so many.
 
-        Views are known by window and taken as evenly spread over it, from the upload on. What was watched before it, by
-        the clocks, counts as watched then.
-        """
-        seen = 0
-        for start_ms in sorted(self.windows):
-            window_ms, views = self.windows[start_ms]
-            if seen + views >= threshold:
-                begin = max(start_ms, upload_time_ms)
-                end = max(start_ms + window_ms, upload_time_ms)
-                return begin + (end - begin) * (threshold - seen) // views - upload_time_ms
-            seen += views
-        return None
+class ArmReach(msgspec.Struct, array_like=True, gc=False):
+    """What one arm did for a video: the same on all its surfaces together."""
+
+    after_ms: int | None = None
+    surfaces: dict[str, Reach] = msgspec.field(default_factory=dict)
+
+    def of(self, surface: str) -> Reach:
+        """Return what a surface did, to be added to."""
+        found = self.surfaces.get(surface)
+        if found is None:
+            found = self.surfaces[surface] = Reach()
+        return found
+
+    def is_shown(self) -> bool:
+        """Return whether any surface showed the video."""
+        return any(reach.shown_time_ms is not None for reach in self.surfaces.values())
+
+    def judge(self, upload_time_ms: int, threshold: int) -> None:
+        """Compute anew when the threshold was reached, on each surface and on all together."""
+        for reach in self.surfaces.values():
+            reach.after_ms = _reached_after_ms(reach.windows, upload_time_ms, threshold)
+        self.after_ms = _reached_after_ms(self._windows(), upload_time_ms, threshold)
+
+    def _windows(self) -> Windows:
+        together: Windows = {}
+        for reach in self.surfaces.values():
+            for start_ms, (window_ms, views) in reach.windows.items():
+                before_ms, before = together.get(start_ms, (0, 0))
+                together[start_ms] = (max(window_ms, before_ms), views + before)
+        return together
+
+
+def _reached_after_ms(windows: Windows, upload_time_ms: int, threshold: int) -> int | None:
+    """Return how long after the upload there were `threshold` views; None if there are not so many.
+
+    Views are known by window and taken as evenly spread over it, from the upload on. What was watched before it, by
+    the clocks, counts as watched then.
+    """
+    seen = 0
+    for start_ms in sorted(windows):
+        window_ms, views = windows[start_ms]
+        if seen + views >= threshold:
+            begin = max(start_ms, upload_time_ms)
+            end = max(start_ms + window_ms, upload_time_ms)
+            return begin + (end - begin) * (threshold - seen) // views - upload_time_ms
+        seen += views
+    return None
 
 
 class Way(msgspec.Struct, array_like=True, gc=False):
@@ -96,19 +141,19 @@ class Way(msgspec.Struct, array_like=True, gc=False):
     shown_ms: int | None = None
     watched_ms: int | None = None
     removed: bool = False
-    arms: dict[str, Reach] = msgspec.field(default_factory=dict)
+    arms: dict[str, ArmReach] = msgspec.field(default_factory=dict)
 
-    def reach(self, arm: str) -> Reach:
+    def reach(self, arm: str) -> ArmReach:
         """Return what an arm did for it, to be added to."""
         found = self.arms.get(arm)
         if found is None:
-            found = self.arms[arm] = Reach()
+            found = self.arms[arm] = ArmReach()
         return found
 
     def judge(self, rules: FreshnessRules) -> None:
         """Compute anew when each arm reached its threshold."""
         for arm, reach in self.arms.items():
-            reach.after_ms = reach.reached_after_ms(self.upload_time_ms, rules.threshold_of(arm))
+            reach.judge(self.upload_time_ms, rules.threshold_of(arm))
 
 
 class NewVideos(msgspec.Struct):
@@ -189,12 +234,12 @@ class NewVideos(msgspec.Struct):
         way.servable_ms = _first(way.servable_ms, event.servable_time_ms)
 
     def shown(
-        self, video_id: str, arm: str | None, event_time_ms: int, append_time_ms: int
+        self, video_id: str, at: Place | None, event_time_ms: int, append_time_ms: int
     ) -> list[Delay]:
         """Note that a new video was shown, by an arm or by none that is known; return the delay if it is the first."""
         way = self._way(video_id)
-        if arm is not None:
-            reach = way.reach(arm)
+        if at is not None:
+            reach = way.reach(at.arm).of(at.surface)
             reach.shown_time_ms = _first(reach.shown_time_ms, event_time_ms)
         is_first, way.shown_ms = way.shown_ms is None, _first(way.shown_ms, append_time_ms)
         return _since_upload(UPLOAD_TO_FIRST_SHOWN, way, append_time_ms) if is_first else []
@@ -209,10 +254,10 @@ class NewVideos(msgspec.Struct):
         way = self._way(counts.video_id)
         if counts.arm in rules.shares:
             reach = way.reach(counts.arm)
-            reach.add(counts.window_start_ms, window_ms, counts.views, enough=rules.view_threshold)
-            reach.after_ms = reach.reached_after_ms(
-                way.upload_time_ms, rules.threshold_of(counts.arm)
+            reach.of(counts.surface).add(
+                counts.window_start_ms, window_ms, counts.views, enough=rules.view_threshold
             )
+            reach.judge(way.upload_time_ms, rules.threshold_of(counts.arm))
         is_first, way.watched_ms = way.watched_ms is None, _first(way.watched_ms, append_time_ms)
         return _since_upload(UPLOAD_TO_FIRST_WATCHED, way, append_time_ms) if is_first else []
 
@@ -271,4 +316,6 @@ def _first(known_ms: int | None, time_ms: int) -> int:
 
 
 def _since_upload(stage: str, way: Way, append_time_ms: int) -> list[Delay]:
-    return [Delay(stage, (append_time_ms - way.uploaded_ms) / 1000)] if way.uploaded_ms else []
+    if not way.uploaded_ms:
+        return []
+    return [Delay(stage, (append_time_ms - way.uploaded_ms) / 1000, append_time_ms)]

@@ -54,7 +54,7 @@ READ_TIMEOUT_S = 3600.0
 
 
 class Step(NamedTuple):
-    """A record on the video's way."""
+    """A record on the video's way, and when it was appended; of what it tells that was before, when that was."""
 
     what: str
     append_time_ms: int
@@ -305,6 +305,10 @@ class _Way:
             self._add(what, topic, message, f"undecodable: {error.reason}")
             return
         self._codes.add((assigned.codebook_version, assigned.codes))
+        if topic is SEMANTIC_IDS and assigned.featurized_time_ms:
+            at = (topic.name, message.partition(), message.offset())
+            step = Step("featurized", assigned.featurized_time_ms, *at, "as its semantic ID says")
+            self.steps.append(step)
         origin = assigned.upload_position
         origin_text = f"upload {origin}" if origin >= 0 else "of a catalogue, not of video.uploads"
         codes = format_semantic_id(assigned.semantic_id)

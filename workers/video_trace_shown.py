@@ -24,7 +24,7 @@ def render_trace(trace: Trace) -> str:
             uploaded_ms, since = step.append_time_ms, ""
         at = f"{step.topic} {step.partition}/{step.offset}"
         detail = masked(step.detail)[:200]
-        lines.append(f"  {utc(step.append_time_ms)} {since:>10}  {step.what:9} {at}  {detail}")
+        lines.append(f"  {utc(step.append_time_ms)} {since:>10}  {step.what:10} {at}  {detail}")
     return printable("\n".join(line.rstrip() for line in lines))
 
 

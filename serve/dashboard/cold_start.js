@@ -8,7 +8,7 @@ import { Lines, Swatch, seriesOf } from "./chart.js";
 export const ColdStart = ({ figures }) => {
   const arms = armsOf(figures);
   const names = arms.map(([name]) => name);
-  const { new_max_age_h: newH, window_h: windowH, view_threshold: views } = figures.cold_start ?? {};
+  const { new_max_age_h: newH, window_h: windowH, view_threshold: views, newest_hours: hours } = figures.cold_start ?? {};
   return html`
     <section aria-labelledby="cold-start">
       <h2 id="cold-start">Cold start by arm</h2>
@@ -16,16 +16,18 @@ export const ColdStart = ({ figures }) => {
         <p class="note">
           A video is new for ${plain(newH)} h after its upload, and has ${plain(windowH)} h to
           gather ${count(views)} views; of an arm, in proportion to its share of the users.
+          ${numberOf(hours) !== null && ` Impressions are those of the newest ${plain(hours)} h.`}
         </p>`}
       ${arms.length ? html`<${Arms} arms=${arms} names=${names} />`
         : html`<p class="nothing">Nothing was shown yet. Figures begin with the first recommendations.</p>`}
       ${arms.length > 0 && html`<div class="charts">
         <${Lines} label="Coverage by hour" say=${percent} nothing="No hours to draw yet." series=${hoursOf(arms, names, "coverage")} />
-        <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing="No velocity to draw yet." series=${hoursOf(arms, names, "velocity")} />
+        <${Lines} label="Share that reached its views, by hour of upload" say=${percent} nothing=${`No window is over yet: each is ${plain(windowH)} h long.`} series=${hoursOf(arms, names, "velocity")} />
       </div>`}
       ${arms.some(([, arm]) => entries(arm.surfaces).length) && html`
         <details>
-          <summary>Coverage by surface</summary>
+          <summary>By surface</summary>
+          <p class="note">On a surface, by the views there alone: compare arms, not one surface with another.</p>
           <${Surfaces} arms=${arms} />
         </details>`}
     </section>`;
@@ -105,22 +107,33 @@ const outOf = (some, all) => numberOf(all) !== null && `${count(some)} of ${coun
 const reached = ({ reached: videos, view_threshold: views }) =>
   numberOf(videos) !== null && `${count(videos)} with ${count(views)} ${views === 1 ? "view" : "views"}`;
 
-const Surfaces = ({ arms }) => {
-  const surfaces = [...new Set(arms.flatMap(([, arm]) => entries(arm.surfaces).map(([name]) => name)))].sort();
-  return html`
-    <div class="scroll" tabindex="0" role="group" aria-label="Coverage by surface">
-      <table>
-        <thead><tr><th scope="col">Arm</th>${surfaces.map((name) => html`<th scope="col" class="n">${words(name)}</th>`)}</tr></thead>
-        <tbody>
-          ${arms.map(([name, arm]) => html`
-            <tr key=${name}>
-              <th scope="row">${words(name)}</th>
-              ${surfaces.map((surface) => {
-                const shown = arm.surfaces?.[surface];
-                return html`<${Figure} value=${shown ? percent(shown.coverage) : "–"} of=${shown && `of ${count(shown.impressions)}`} />`;
-              })}
-            </tr>`)}
-        </tbody>
-      </table>
-    </div>`;
-};
+const Surfaces = ({ arms }) => html`
+  <div class="scroll" tabindex="0" role="group" aria-label="Arms by surface">
+    <table>
+      <thead>
+        <tr>
+          <th scope="col">Surface and arm</th>
+          ${COLUMNS.filter(([name]) => BY_SURFACE.includes(name)).map(([name, meaning]) => html`<th scope="col" class="n"><abbr title=${meaning}>${name}</abbr></th>`)}
+        </tr>
+      </thead>
+      <tbody>
+        ${surfacesOf(arms).map(([surface, arm, shown]) => html`
+          <tr key=${`${surface} ${arm}`}>
+            <th scope="row">${words(surface)}, ${words(arm)}</th>
+            <${Figure} value=${percent(shown.coverage)} />
+            <${Figure} value=${percent(shown.shown_share)} />
+            <${Figure} value=${percent(shown.reached_share)} />
+            <${Figure} value=${duration(shown.time_to_threshold_s?.p50)} />
+            <${Figure} value=${decimal(3)(shown.clicks_per_impression)} />
+            <${Figure} value=${decimal(3)(shown.likes_per_impression)} />
+            <${Figure} value=${count(shown.impressions)} />
+          </tr>`)}
+      </tbody>
+    </table>
+  </div>`;
+
+const BY_SURFACE = ["Coverage", "New shown", "Reached views", "Time to views", "Clicks", "Likes", "Impressions"];
+
+/** Return surface, arm and figures, a surface's arms together. */
+const surfacesOf = (arms) =>
+  arms.flatMap(([arm, { surfaces }]) => entries(surfaces).map(([surface, shown]) => [surface, arm, shown ?? {}])).sort();

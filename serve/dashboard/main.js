@@ -7,7 +7,7 @@ import { hasKey, keepKey } from "./server.js";
 import { Ask } from "./ask.js";
 import { ColdStart } from "./cold_start.js";
 import { Models, Prequential } from "./models.js";
-import { Pipeline } from "./pipeline.js";
+import { Pipeline, recentOf } from "./pipeline.js";
 import { Trace } from "./trace.js";
 import { Uploads } from "./uploads.js";
 
@@ -33,7 +33,7 @@ const Page = () => {
       ${live.link === "locked" ? html`<${Key} onKey=${askAtOnce} isWrong=${hasKey()} />` : html`<${Trouble} live=${live} now=${now} />`}
       ${(live.heardMs || live.link !== "locked") && html`<${Sections} live=${live} now=${now} openVideo=${openVideo} say=${say} />`}
     </main>
-    <${Part} of=${Trace} videoId=${videoId} figures=${live.figures} onClose=${() => openVideo(null)} now=${now} />`;
+    <${Part} of=${Trace} videoId=${videoId} onClose=${() => openVideo(null)} now=${now} />`;
 };
 
 const Sections = ({ live, now, openVideo, say }) => {
@@ -61,10 +61,10 @@ const skip = (event) => {
 /** A part of the page; what it cannot draw takes nothing else down. */
 const Part = ({ of, ...props }) => {
   const [error, again] = useErrorBoundary();
-  const { figures } = props;
+  const { figures, now } = props;
   useEffect(() => {
     if (error) again();
-  }, [figures]);
+  }, [figures, now]);
   if (error) return html`<section><p class="warning" role="alert">This part cannot be drawn: ${error.message}</p></section>`;
   return h(of, props);
 };
@@ -139,17 +139,20 @@ const Facts = ({ live: { figures, replicas }, now }) => {
   return html`
     <dl class="facts">
       <${Fact} name="New among impressions" value=${percent(figures.coverage)}
-        more=${numberOf(figures.impressions) !== null && `${count(figures.new_impressions)} of ${count(figures.impressions)}`} />
+        more=${numberOf(figures.impressions) !== null && `${count(figures.new_impressions)} of ${count(figures.impressions)}, all so far`} />
       <${Fact} name="Upload to servable" ...${delayOf(delays.upload_to_servable)} />
       <${Fact} name="Watch to serving" ...${delayOf(delays.watch_to_serving)} />
       <${Fact} name="LRM that answers" value=${versions || figures.model_version || NOT_YET}
-        more=${(age !== null || figures.trained_until_ms) && `learned until ${ago(age !== null ? now - 1000 * age : figures.trained_until_ms, now)}`} />
+        more=${age !== null && `learned until ${ago(now - 1000 * age, now)}`} />
       <${Fact} name="Live videos" value=${count(Math.max(...all.map((replica) => replica.live_videos)))}
         more=${all.length > 0 && `${ready} of ${all.length} ${all.length === 1 ? "replica" : "replicas"} ready`} />
     </dl>`;
 };
 
-const delayOf = ({ p50, p99 } = {}) => ({ value: duration(p50), more: numberOf(p99) !== null && `p99 ${duration(p99)}` });
+const delayOf = (delay) => {
+  const { p50, p99 } = recentOf(delay);
+  return { value: duration(p50), more: numberOf(p99) !== null && `p99 ${duration(p99)}` };
+};
 
 const Fact = ({ name, value, more }) => html`
   <div><dt>${name}</dt><dd class=${value === NOT_YET ? "waits" : ""}>${value}${more && html`<small>${more}</small>`}</dd></div>`;

@@ -41,8 +41,7 @@ const Versions = ({ figures, replicas, now }) => {
 
 const learnedUntil = (figures, name, now) => {
   const age = numberOf(figures.model_age_s?.[name]);
-  if (age !== null) return ago(now - 1000 * age, now);
-  return name === "lrm" ? ago(figures.trained_until_ms, now) : NOT_YET;
+  return age === null ? NOT_YET : ago(now - 1000 * age, now);
 };
 
 // A log tells a screen reader what is added; so what is told of a swap must not change with time.

@@ -25,7 +25,7 @@ export const Pipeline = ({ figures }) => {
   return html`
     <section aria-labelledby="pipeline">
       <h2 id="pipeline">Pipeline</h2>
-      <p class="note">Median of all so far, with the 99th percentile. Bars reach from the one to the other, on a scale from 10 ms to a day.</p>
+      <p class="note">Median and 99th percentile of what ended in the newest two hours with any. Bars reach from the one to the other, on a scale from 10 ms to a day.</p>
       <${Lane} lane=${UPLOAD} delays=${delays} />
       <${Lane} lane=${WATCH} delays=${delays} />
       ${others.length > 0 && html`<${Lane} lane=${["Other delays", "", others]} delays=${delays} />`}
@@ -39,14 +39,18 @@ const Lane = ({ lane: [title, begin, stages], delays }) => html`
     ${stages.map(([stage, name, since, kind]) => html`<${Stage} key=${stage} name=${name} since=${since} kind=${kind} delay=${delays[stage] ?? {}} />`)}
   </ol>`;
 
-const Stage = ({ name, since, kind = "", delay: { count: times, p50, p99 } }) => {
+/** Return the delays of the newest hours; from who does not tell them apart, all. */
+export const recentOf = (delay) => delay?.recent ?? delay ?? {};
+
+const Stage = ({ name, since, kind = "", delay }) => {
+  const { count: times, p50, p99 } = recentOf(delay);
   const has = numberOf(p50) !== null;
   return html`
     <li class=${has ? kind : `waits ${kind}`}>
       <span class="name">${name}</span>
       <strong>${duration(p50)}</strong>
       <span class="range" aria-hidden="true">${has && html`<i style=${reach(p50, p99)}></i>`}</span>
-      <small>${has && `p99 ${duration(p99)} · ${count(times)}×`}<span class="since">${since}</span></small>
+      <small>${has && `p99 ${duration(p99)} · ${count(times)}×`}<span class="since">${since}</span>${has && delay.recent && html`<span class="since">all so far ${duration(delay.p50)}</span>`}</small>
     </li>`;
 };
 

@@ -1,13 +1,13 @@
 // One video's whole way, with times and versions, in a dialog that follows it as long as it is open.
 
 import { html, useEffect, useRef, useState } from "./lib.js";
-import { clock, duration, list, momentOf, secondsBetween } from "./format.js";
+import { clock, duration, momentOf, secondsBetween, words } from "./format.js";
 import { ask } from "./server.js";
 
 const EVERY_MS = 2_000;
 
 /** `videoId`: whose; null closes the dialog. */
-export const Trace = ({ videoId, figures, onClose, now }) => {
+export const Trace = ({ videoId, onClose, now }) => {
   const dialog = useRef(null);
   const [found, setFound] = useState(null);
   const [problem, setProblem] = useState("");
@@ -30,7 +30,7 @@ export const Trace = ({ videoId, figures, onClose, now }) => {
         </header>
         <p class="ids"><span>${videoId}</span>${state?.semantic_id && html` <span class="sid">${state.semantic_id}</span>`}</p>
         <div role="status">${problem && html`<p class="warning">${problem}</p>`}</div>
-        ${state ? html`<${Way} state=${withWatch(state, figures)} now=${now} />` : !problem && html`<p class="nothing">Asking…</p>`}`}
+        ${state ? html`<${Way} state=${state} now=${now} />` : !problem && html`<p class="nothing">Asking…</p>`}`}
     </dialog>`;
 };
 
@@ -57,30 +57,42 @@ const following = (videoId, setFound, setProblem) => {
 
 const MILESTONES = [
   ["Uploaded", "upload_append_time_ms", () => "reached the log"],
+  ["Edited", "edited_time_ms", () => "semantic ID and model are those of the edit"],
   ["Featurized", "featurized_time_ms", () => "content encoded"],
-  ["Semantic ID", "assigned_time_ms", ({ semantic_id: id }) => id],
+  ["Semantic ID", "assigned_time_ms", ({ semantic_id: id, codebook_version: version }) => `${id}, codebook ${version}`],
   ["Servable", "servable_time_ms", () => "a replica can recommend it"],
   ["Learned", "learned_time_ms", ({ learned_model_version: version }) => `its text, by LRM ${version}`],
-  ["First shown", "first_shown_time_ms", ({ first_shown_model_version: version }) => (version ? `by model version ${version}` : "without a model")],
-  ["First watched", "first_watched_time_ms", () => ""],
+  ["First shown", "first_shown_time_ms", ({ first_shown_model_version: version, first_shown_arm: arm }) => `by ${words(arm)}, ${version ? `model version ${version}` : "without a model"}`],
+  ["First watched", "first_watched_time_ms", () => "in a sealed shard"],
+  ["Refused", "refused_time_ms", ({ refused_reason: reason }) => words(reason)],
+  ["Removed", "removed_time_ms", () => "it is recommended no more"],
 ];
+const ONLY_WHEN_DONE = ["edited_time_ms", "refused_time_ms", "removed_time_ms"];
 
-// Who answers follows no watches of single videos; the figures tell of the newest ones' first.
-const withWatch = (state, figures) => {
-  const upload = list(figures.newest_uploads).find((one) => one?.video_id === state.video_id);
-  return upload ? { first_watched_time_ms: upload.first_watched_ms, ...state } : state;
+/** Return what a video's state means, in words. */
+const Said = ({ state }) => {
+  if (state.state === "removed") return html`<b class="bad">Removed</b>: it cannot be recommended.`;
+  if (state.state === "refused") {
+    return html`<b class="bad">Refused</b>: ${words(state.refused_reason)}. What was sent is kept in the topic video.uploads.dead_letters; once the cause is mended, send the upload again.`;
+  }
+  if (state.state === "uploaded") return html`<b>On its way</b>: it reached the log and has no semantic ID yet.`;
+  if (state.servable) return html`<b class="good">Live</b>: it can be recommended now.`;
+  return html`<b class="bad">Not live</b>: the replica that answered cannot recommend it.`;
 };
 
 const Way = ({ state, now }) => {
-  if (!state.assigned) {
+  if (state.state === "unknown") {
     return html`
-      <p class="nothing">No replica knows this id: it was never uploaded, has no semantic ID yet, or was removed. This page keeps asking.</p>`;
+      <p class="nothing">No replica knows this id: it was never uploaded, or longer ago than the log tells. Ids are case-sensitive. This page keeps asking.</p>`;
   }
   const uploadedMs = momentOf(state.upload_append_time_ms);
   const place = ([, key]) => momentOf(state[key]) ?? Infinity;
-  const ways = MILESTONES.filter(([, key]) => key in state).sort((one, other) => place(one) - place(other) || 0);
+  const isOver = state.state === "removed" || state.state === "refused";
+  const ways = MILESTONES.filter(([, key]) => momentOf(state[key]) !== null || !(isOver || ONLY_WHEN_DONE.includes(key)))
+    .sort((one, other) => place(one) - place(other) || 0);
   return html`
-    <p class="state">${state.servable ? html`<b class="good">Live</b>: it can be recommended now.` : html`<b class="bad">Not live</b>: the replica that answered cannot recommend it.`}</p>
+    <p class="state"><${Said} state=${state} /></p>
+    ${state.assigned && !isOver && momentOf(state.refused_time_ms) !== null && html`<p class="warning">Its last edit was refused: ${words(state.refused_reason)}.</p>`}
     <ol class="way">
       ${ways.map(([name, key, say]) => {
         const at = momentOf(state[key]);
@@ -94,5 +106,5 @@ const Way = ({ state, now }) => {
           </li>`;
       })}
     </ol>
-    <p class="note">Its uploader says ${clock(state.upload_time_ms, now)}.${uploadedMs === null && " It came with a catalogue, not by the stream, so it has no delays."}</p>`;
+    ${state.assigned && html`<p class="note">Its uploader says ${clock(state.upload_time_ms, now)}.${uploadedMs === null && " It came with a catalogue, not by the stream, so it has no delays."}</p>`}`;
 };

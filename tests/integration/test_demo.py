@@ -45,13 +45,12 @@ JOBS = {
     "uploads": "UPLOADS", "watches": "WATCHES", "freshness": "FRESHNESS", "catalogue": "CATALOGUE",
     "train": "TRAINING", "table": "TABLE",
 }  # fmt: skip
-# What has no sample in so short a run: drift takes 100 uploads, velocity some hours, and nothing goes wrong.
+# What may have no sample in so short a run: drift takes 100 uploads, velocity some hours, a replay leaps over the days
+# in which a video is new, and nothing goes wrong.
 NOT_IN_A_SLICE = {
     "freshet_codebook_residual_norm_ratio", "freshet_codebook_usage_divergence",
     "freshet_dead_letters_total", "freshet_training_adapters_total", "freshet_freshness_new_videos_shown_ratio",
     "freshet_freshness_threshold_reached_ratio", "freshet_freshness_time_to_threshold_seconds",
-    "freshet_freshness_effective_vocabulary_videos", "freshet_freshness_clicks_per_impression",
-    "freshet_freshness_likes_per_impression", "freshet_freshness_trained_until_timestamp_seconds",
 }  # fmt: skip
 
 
@@ -161,6 +160,15 @@ def test_every_process_was_scraped_and_every_metric_is_exposed_by_one(
         for name in asked_for - {"up"}
         if not name.startswith("slo:") and not exposed & _families_of(name)
     } == set()
+
+
+@pytest.mark.usefixtures("demo")
+def test_each_stage_is_timed_by_one_kind_of_process(prometheus: PrometheusProcess) -> None:
+    timed = {
+        (labels["stage"], labels["job"])
+        for labels in prometheus.ever("freshet_stage_delay_seconds_count > 0")
+    }
+    assert len(timed) == len({stage for stage, _ in timed}), timed
 
 
 def _families_of(series: str) -> set[str]:

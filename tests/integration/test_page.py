@@ -6,6 +6,7 @@ as all the others, restarts the process. Pictures of the page are left in var/pa
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from infra.kafka.broker import LocalBroker
 from infra.storage import ObjectStore
 from streams.catalogue import semantic_id_key
 from streams.client import flush, producer, send
+from streams.events import DeadLetter, VideoRemoved, VideoUploaded
 from streams.figures import write_figures
-from streams.topics import SEMANTIC_IDS
+from streams.topics import DEAD_LETTERS, SEMANTIC_IDS, UPLOADS
 from tests.browser import chromium
 from tests.integration.serving_process import START_S, Endpoint, new_settings, start
 from tests.page_figures import figures, swap
@@ -163,7 +165,8 @@ def test_figures_change_as_the_worker_writes_them(endpoint: Endpoint, open_page:
     expect(facts).to_contain_text("14.9 %")
     expect(arms.get_by_role("row")).to_have_count(5)
     expect(arms.get_by_role("row", name="lrm fresh")).to_contain_text("23.9 %")
-    expect(section(page, "Pipeline")).to_contain_text("731 ms")
+    expect(section(page, "Pipeline")).to_contain_text("658 ms")
+    expect(section(page, "Pipeline")).to_contain_text("all so far 731 ms")
     expect(page.get_by_role("log")).not_to_contain_text("lrm 45")
     write(endpoint, coverage=0.777, swaps_newest=[swap(45, now_ms())])
     expect(facts).to_contain_text("77.7 %")
@@ -262,7 +265,9 @@ def test_trace_of_a_video_opens_follows_and_closes(endpoint: Endpoint, open_page
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", name="Video 1")).to_be_visible()
     expect(dialog).to_contain_text("it can be recommended now")
-    expect(dialog.locator(".way li", has_text="Semantic ID")).to_contain_text("A1 B0 C0")
+    expect(dialog.locator(".way li", has_text="Semantic ID")).to_contain_text(
+        "A1 B0 C0, codebook 1"
+    )
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     expect(title).to_be_focused()
@@ -274,6 +279,32 @@ def test_trace_of_a_video_opens_follows_and_closes(endpoint: Endpoint, open_page
     expect(dialog.get_by_role("heading", name="Here now")).to_be_visible()
     page.go_back()
     expect(dialog).to_have_count(0)
+
+
+def test_trace_says_what_became_of_an_upload_that_is_not_live(
+    endpoint: Endpoint, open_page: Open
+) -> None:
+    page = open_page(of="#video=sent")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("No replica knows this id")
+    endpoint.publish(UPLOADS, "sent", upload("uploaded"))
+    expect(dialog).to_contain_text("On its way")
+    expect(dialog.locator(".way li.done")).to_have_text([re.compile("^Uploaded")])
+    letter = DeadLetter(
+        topic=UPLOADS.name, partition=0, offset=0, reason="media_gone", detail="", refused_time_ms=1
+    )
+    endpoint.publish(DEAD_LETTERS[UPLOADS.name], "sent", letter)
+    expect(dialog.locator(".state")).to_contain_text("Refused: media gone")
+    expect(dialog.locator(".way li")).to_have_count(2)
+    endpoint.publish(UPLOADS, "sent", upload("removed"))
+    expect(dialog.locator(".state")).to_contain_text("Removed")
+    assert violations(page) == []
+
+
+def upload(kind: Literal["uploaded", "removed"]) -> VideoUploaded | VideoRemoved:
+    if kind == "removed":
+        return VideoRemoved(video_id="sent", event_time_ms=1, type="removed")
+    return VideoUploaded(video_id="sent", event_time_ms=1, title="A film")
 
 
 def test_address_of_a_trace_opens_it(endpoint: Endpoint, open_page: Open) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 import freshet
+from infra.clock import now_ms
 from infra.kafka.broker import LocalBroker
 from infra.settings import KafkaSettings, Settings, StorageSettings, as_environment
 from infra.storage import ObjectStore
@@ -95,6 +96,7 @@ def path_of(video_id: str) -> list[tuple[Topic, str, BaseModel | None]]:
         video_id=video_id, title=f"Film {video_id}", codes=(1, 2), disambiguation_code=0,
         codebook_version=1, embedding_f16=encode_embedding(np.ones(2, np.float16)),
         upload_time_ms=1, upload_append_time_ms=2, upload_position=0, assigned_time_ms=3,
+        featurized_time_ms=now_ms(),
     )  # fmt: skip
     servable = VideoServable(
         video_id=video_id, codebook_version=1, semantic_id=(1, 2, 0), replica="r",
@@ -163,6 +165,7 @@ def test_path_goes_on_from_upload_to_first_watch_with_versions(show: Show) -> No
     assert status == 0, printed
     path = printed.split("path\n")[1].splitlines()
     details = {line.split("Z", 1)[-1].split()[2 if "+" in line else 0]: line for line in path}
+    assert "as its semantic ID says" in details.pop("featurized")
     assert list(details) == ["uploaded", "assigned", "servable", "learned", "shown", "watched"]
     assert "lrm 3" in details["learned"]
     assert "by lrm_fresh on home, place 1, from lrm, model 3" in details["shown"]

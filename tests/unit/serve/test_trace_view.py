@@ -101,7 +101,7 @@ def test_milestones_are_the_first_of_each_kind_in_whatever_order_records_come() 
         view.take(records)
         found = view.of("v")
         assert (found.servable_time_ms, found.first_shown_time_ms) == (20, 40)
-        assert found.first_shown_model_version == 1
+        assert (found.first_shown_model_version, found.first_shown_arm) == (1, "lrm")
 
 
 def test_video_is_learned_by_the_first_model_that_read_beyond_its_record() -> None:
@@ -152,6 +152,13 @@ def test_upload_is_known_before_anything_became_of_it() -> None:
     assert view.of("v") == Milestones(upload_append_time_ms=40)
 
 
+def test_removed_video_that_is_uploaded_again_is_on_its_way_again() -> None:
+    view = TraceView()
+    view.removed("v", 9)
+    view.take([upload("v", "uploaded", 10)])
+    assert view.of("v") == Milestones(upload_append_time_ms=10)
+
+
 def test_refused_upload_says_why_until_another_is_sent() -> None:
     view = TraceView()
     view.take(
@@ -162,6 +169,21 @@ def test_refused_upload_says_why_until_another_is_sent() -> None:
     assert view.of("codes") == Milestones()
     view.take([upload("v", "uploaded", 20)])
     assert view.of("v").refused_reason is None
+
+
+def test_of_videos_that_ended_the_last_ones_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.trace_view.MAX_ENDED", 3)
+    view = TraceView()
+    view.assigned("live again", place(0))
+    view.take([upload("live again", "removed", 1), upload("live again", "uploaded", 2)])
+    for number in range(10):
+        view.take([upload(f"bad{number}", "uploaded", 10), letter(f"bad{number}", 11)])
+        view.take([upload(f"gone{number}", "uploaded", 10)])
+        view.removed(f"gone{number}", 12)
+    assert view.of("bad0") == view.of("gone0") == Milestones()
+    assert view.of("gone9") == Milestones(upload_append_time_ms=10, removed_time_ms=12)
+    assert view.of("bad9").refused_reason == "media_unavailable"
+    assert view.of("live again").upload_append_time_ms == 2
 
 
 @pytest.mark.parametrize("topic", FOLLOWED)

@@ -16,6 +16,7 @@ from streams.events import (
     VideoServable,
     VideoUploaded,
 )
+from workers.freshness_delays import Delay
 from workers.freshness_figures import Figures
 
 HOUR = 3_600_000
@@ -110,9 +111,11 @@ def promoted(version: int, at_ms: int, **fields: Any) -> CheckpointPromoted:
     )  # fmt: skip
 
 
-def swap(version: int, at_ms: int, previous: int, outcome: Any = "succeeded") -> SwapReported:
+def swap(
+    version: int, at_ms: int, previous: int, outcome: Any = "succeeded", *, replica: str = "one"
+) -> SwapReported:
     return SwapReported(
-        replica="one",
+        replica=replica,
         model_name="lrm",
         model_version=version,
         previous_version=previous,
@@ -124,20 +127,24 @@ def swap(version: int, at_ms: int, previous: int, outcome: Any = "succeeded") ->
 
 
 def add(figures: Figures, event: Any, append_ms: int | None = None) -> list[tuple[str, float]]:
-    """Count an event; it is appended when it happened, a semantic ID 2 s after its upload."""
+    """Count an event, return stages and seconds; appended when it happened, a semantic ID 2 s after its upload."""
+    return [(delay.stage, delay.seconds) for delay in _counted(figures, event, append_ms)]
+
+
+def _counted(figures: Figures, event: Any, append_ms: int | None) -> list[Delay]:
     match event:
         case VideoUploaded() | VideoRemoved():
-            return [*figures.count_upload(event, append_ms or event.event_time_ms)]
+            return figures.count_upload(event, append_ms or event.event_time_ms)
         case SemanticIdAssigned():
-            return [*figures.count_assigned(event, append_ms or event.upload_append_time_ms + 2000)]
+            return figures.count_assigned(event, append_ms or event.upload_append_time_ms + 2000)
         case VideoServable():
-            return [*figures.count_servable(event)]
+            return figures.count_servable(event)
         case VideoCounts():
-            return [*figures.count_views(event, append_ms or event.window_start_ms + HOUR)]
+            return figures.count_views(event, append_ms or event.window_start_ms + HOUR)
         case ShardSealed():
-            return [*figures.count_shard(event, append_ms or event.sealed_time_ms + 10)]
+            return figures.count_shard(event, append_ms or event.sealed_time_ms + 10)
         case CheckpointPromoted():
-            return [*figures.count_promoted(event)]
+            return figures.count_promoted(event)
         case SwapReported():
-            return [*figures.count_swap(event)]
-    return [*figures.count_impressions(event, append_ms or event.event_time_ms)]
+            return figures.count_swap(event)
+    return figures.count_impressions(event, append_ms or event.event_time_ms)

@@ -7,11 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.storage import ObjectStore, write_atomically
-from streams.events import ImpressionItem, ImpressionsShown, VideoCounts, to_json
+from streams.events import (
+    ImpressionItem,
+    ImpressionsShown,
+    VideoCounts,
+    VideoUploaded,
+    to_json,
+)
 from streams.figures import read_figures
-from streams.topics import CHECKPOINTS, COUNTS, DEAD_LETTERS, IMPRESSIONS, SERVABLE, SWAPS
+from streams.topics import (
+    CHECKPOINTS,
+    COUNTS,
+    DEAD_LETTERS,
+    IMPRESSIONS,
+    SERVABLE,
+    SHARDS,
+    SWAPS,
+    UPLOADS,
+)
+from tests.unit.workers.freshness_events import promoted, sealed, swap
 from workers.faust_app import Outgoing
 from workers.freshness_counting import FreshnessWorker, Read
 from workers.freshness_snapshot import REPORT_FILE, STATE_FILE, Snapshot, load_snapshot
@@ -44,11 +61,11 @@ def records(*values: bytes) -> list[Read]:
     return [Read(0, offset, 1_500, b"u", value) for offset, value in enumerate(values)]
 
 
-def impression() -> bytes:
+def impression(arm: str = "lrm") -> bytes:
     item = ImpressionItem(video_id="v", position=0, source="lrm", age_s=1.0, new=True)
     return to_json(
         ImpressionsShown(
-            event_time_ms=1, request_id="r", surface="home", arm="lrm", model_version=1,
+            event_time_ms=1, request_id="r", surface="home", arm=arm, model_version=1,
             codebook_version=1, items=(item,),
         )
     )  # fmt: skip
@@ -127,6 +144,39 @@ async def test_batches_that_wait_for_the_same_save_are_in_it_together(
     assert len(written) <= 2  # the first begins at once, the second has all others
     await running.save()
     assert len(written) <= 2  # nothing new
+
+
+def observed(stage: str) -> float:
+    name = "freshet_stage_delay_seconds_count"
+    return REGISTRY.get_sample_value(name, {"stage": stage}) or 0.0
+
+
+async def test_delays_that_other_processes_observe_are_not_observed_here_again(
+    tmp_path: Path,
+) -> None:
+    stages = ("shard_to_checkpoint", "checkpoint_to_serving", "watch_to_serving")
+    before = {stage: observed(stage) for stage in (*stages, "upload_to_first_shown")}
+    running = worker(tmp_path, KeepingPublisher())
+    upload = VideoUploaded(video_id="v", title="Film", event_time_ms=1)
+    running.count_committed(UPLOADS, records(to_json(upload)))
+    running.count_committed(SHARDS, records(to_json(sealed("s", 1_000))))
+    await running.count(IMPRESSIONS, records(impression()))
+    await running.count(CHECKPOINTS, records(to_json(promoted(2, 9_000, shard_ids=("s",)))))
+    await running.count(SWAPS, records(to_json(swap(2, 11_000, 1))))
+    delays = saved(tmp_path).figures.report()["delays_s"]
+    assert all(delays[stage]["count"] == 1 for stage in before)
+    assert {stage: observed(stage) - before[stage] for stage in before} == {
+        **dict.fromkeys(stages, 0), "upload_to_first_shown": 1,
+    }  # fmt: skip
+
+
+async def test_arms_that_there_are_not_share_one_name(tmp_path: Path) -> None:
+    running = worker(tmp_path, KeepingPublisher())
+    await running.count(IMPRESSIONS, records(*(impression(f"made up {n}") for n in range(5))))
+    report = saved(tmp_path).figures.report()
+    assert set(report["by_arm"]) == {"other"}
+    assert set(report["cold_start"]["arms"]) == {"lrm", "other"}
+    assert report["impressions"] == 5
 
 
 async def test_report_is_written_for_people_and_the_endpoint(tmp_path: Path) -> None:

@@ -94,6 +94,27 @@ def test_views_of_several_shards_and_surfaces_add_up_in_any_order() -> None:
     assert found == {str({"count": 1, "p50": 3600.0, "p90": 3600.0})}
 
 
+def test_surface_has_the_videos_that_it_showed_itself_and_that_reached_the_threshold_there() -> (
+    None
+):
+    report = figures_of(
+        uploaded("a", T), uploaded("b", T), shown_videos({"a": True}, at_ms=T),
+        shown_videos({"a": True, "b": True}, surface="search", at_ms=T),
+        counts("a", T, 1), counts("a", T, 1, surface="search"), counts("b", T, 2, surface="search"),
+        shown(False, at_ms=T + 9 * HOUR),
+    )  # fmt: skip
+    arm = arm_of(report)
+    assert (arm["new_videos_shown"], arm["reached_share"]) == (2, 1)
+    home, search = arm["surfaces"]["home"], arm["surfaces"]["search"]
+    assert (home["new_videos_shown"], home["shown_share"], home["reached_share"]) == (1, 0.5, 0)
+    assert (search["new_videos_shown"], search["shown_share"]) == (2, 1)
+    assert (search["reached_share"], search["time_to_threshold_s"]["p90"]) == (0.5, 3600)
+    hour = arm["hours"][0]["surfaces"]
+    assert (hour["home"]["coverage"], hour["home"]["velocity"]) == (1, 0)
+    assert (hour["search"]["new_videos_shown"], hour["search"]["velocity"]) == (2, 0.5)
+    assert hour["search"]["time_to_threshold_p50_s"] == 3600
+
+
 def test_watches_before_the_upload_by_the_clocks_count_as_watched_at_it() -> None:
     report = figures_of(uploaded("a", T + HOUR), counts("a", T - 5 * HOUR, 7))
     assert arm_of(report)["time_to_threshold_s"]["p50"] == 0
@@ -280,7 +301,8 @@ def test_newest_uploads_say_how_far_each_has_come() -> None:
         "first_watched_ms": T + 9_024,
     }  # fmt: skip
     assert newest[1]["assigned_ms"] is newest[1]["first_shown_ms"] is None
-    assert report["delays_s"]["upload_to_first_shown"] == {"count": 1, "p50": 4.0, "p99": 4.0}
+    delays = {"count": 1, "p50": 4.0, "p99": 4.0}
+    assert report["delays_s"]["upload_to_first_shown"] == {**delays, "recent": delays}
 
 
 def test_another_threshold_judges_the_videos_anew() -> None:

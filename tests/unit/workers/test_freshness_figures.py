@@ -8,17 +8,21 @@ import msgspec
 import pytest
 
 from tests.unit.workers.freshness_events import (
+    HOUR,
     add,
     assigned,
     promoted,
     sealed,
     servable,
     shown,
+    shown_videos,
     swap,
+    uploaded,
 )
 from workers.freshness_delays import (
     CHECKPOINT_TO_SERVING,
     SHARD_TO_CHECKPOINT,
+    UPLOAD_TO_FIRST_SHOWN,
     UPLOAD_TO_SERVABLE,
     UPLOAD_TO_SID,
     WATCH_TO_SERVING,
@@ -43,7 +47,8 @@ def test_report_of_nothing_claims_no_numbers() -> None:
     report = Figures().report()
     assert report["coverage"] is None
     assert report["model_version"] is None
-    assert report["delays_s"][UPLOAD_TO_SID] == {"count": 0, "p50": None, "p99": None}
+    nothing = {"count": 0, "p50": None, "p99": None}
+    assert report["delays_s"][UPLOAD_TO_SID] == {**nothing, "recent": nothing}
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 0.99, 1.0])
@@ -69,6 +74,28 @@ def test_servable_before_or_after_its_assignment_makes_the_same_delays() -> None
         figures = Figures()
         delays = [delay for event in order for delay in add(figures, event)]
         assert sorted(delays) == [(UPLOAD_TO_SERVABLE, 3.0), (UPLOAD_TO_SID, 2.0)]
+
+
+def test_recent_delays_are_those_that_ended_in_the_newest_hours() -> None:
+    events = [
+        one
+        for number, seconds in enumerate((100, 100, 1, 2))
+        for one in (
+            uploaded(f"v{number}", number * HOUR),
+            assigned(f"v{number}", number * HOUR, upload_time_ms=number * HOUR),
+            servable(f"v{number}", number * HOUR, number * HOUR + 1_000 * seconds),
+            shown_videos({f"v{number}": True}, at_ms=number * HOUR + 1_000 * seconds),
+        )
+    ]
+    for order in (events, events[::-1]):
+        figures = Figures()
+        for event in order:
+            add(figures, event)
+        for stage in (UPLOAD_TO_SERVABLE, UPLOAD_TO_FIRST_SHOWN):
+            delays = figures.report()["delays_s"][stage]
+            assert (delays["count"], delays["recent"]["count"]) == (4, 2)
+            assert delays["p99"] == pytest.approx(100, rel=0.011)
+            assert delays["recent"]["p99"] == pytest.approx(2, rel=0.011)
 
 
 def test_another_replica_and_a_repeated_assignment_add_no_delay() -> None:
@@ -115,6 +142,39 @@ def test_swaps_answer_promotions_in_whatever_order_the_topics_are_read() -> None
         assert sorted(delays) == [(CHECKPOINT_TO_SERVING, 1.0), (CHECKPOINT_TO_SERVING, 3.0)]
         assert figures.report()["model_version"] == 3
         assert figures.report()["swaps"] == 3
+
+
+def test_replica_that_was_first_sets_the_delay_however_late_its_swap_is_read() -> None:
+    events = [
+        sealed("a", 1_000), promoted(2, 9_000, shard_ids=("a",)),
+        swap(2, 12_000, 1, replica="two"), swap(2, 11_000, 1, replica="one"),
+    ]  # fmt: skip
+    for order in itertools.permutations(events):
+        figures = Figures()
+        delays = [delay for event in order for delay in add(figures, event)]
+        assert [stage for stage, _ in delays].count(CHECKPOINT_TO_SERVING) == 1
+        found = figures.report()["delays_s"]
+        for stage, seconds in ((CHECKPOINT_TO_SERVING, 2.0), (WATCH_TO_SERVING, 10.0)):
+            assert found[stage]["count"] == 1
+            assert found[stage]["p50"] == pytest.approx(seconds, rel=0.011)
+
+
+def test_delays_until_serving_outlast_the_promotions_and_shards_that_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RECENT_PROMOTIONS", "RECENT_SHARDS"):
+        monkeypatch.setattr(f"workers.freshness_models.{name}", 3)
+    figures = Figures()
+    for number in range(2, 12):
+        for event in (
+            sealed(f"s{number}", 1_000 * number),
+            promoted(number, 1_000 * number + 200, shard_ids=(f"s{number}",)),
+            swap(number, 1_000 * number + 300, number - 1),
+        ):
+            add(figures, event)
+    assert len(figures.models.models["lrm"].promotions) == len(figures.models.shards) == 3
+    found = figures.report()["delays_s"]
+    assert found[CHECKPOINT_TO_SERVING]["count"] == found[WATCH_TO_SERVING]["count"] == 10
 
 
 def test_skipped_version_is_answered_by_the_next() -> None:

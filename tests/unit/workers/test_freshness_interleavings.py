@@ -36,6 +36,7 @@ VIDEOS = tuple(f"v{n}" for n in range(6))
 videos = st.sampled_from(VIDEOS)
 hours = st.integers(0, 12).map(lambda hour: T + hour * HOUR)
 arms = st.sampled_from(ARMS)
+surfaces = st.sampled_from(("home", "search"))
 
 
 class Record(NamedTuple):
@@ -59,36 +60,56 @@ def partitions(draw: st.DrawFn) -> list[list[Record]]:
             found.append([Record(assigned(video_id, at_ms, upload_time_ms=at_ms), at_ms + 900)])
             found.append([Record(servable(video_id, at_ms, at_ms + 2_000), 0)])
     answers = st.builds(
-        lambda chosen, arm, at_ms: shown_videos(
-            dict.fromkeys(sorted(chosen), True), arm=arm or "lrm", at_ms=at_ms
+        lambda chosen, arm, at_ms, surface: shown_videos(
+            dict.fromkeys(sorted(chosen), True), arm=arm or "lrm", at_ms=at_ms, surface=surface
         ),
         st.sets(videos, min_size=1),
         arms,
         hours,
+        surfaces,
     )
     watched = st.builds(
-        lambda video_id, at_ms, views, arm: counts(
-            video_id, at_ms, views, arm=arm, likes=1, watched_s=0.1 * views
+        lambda video_id, at_ms, views, arm, surface: counts(
+            video_id, at_ms, views, arm=arm, surface=surface, likes=1, watched_s=0.1 * views
         ),
         videos,
         hours,
         st.integers(0, 3),
         arms,
+        surfaces,
     )
     for kind in (answers, watched):
         for _ in range(2):
             each = draw(st.lists(kind, max_size=6))
             found.append([Record(one, T + 20 * HOUR + n) for n, one in enumerate(each)])
-    found.append([Record(sealed(f"s{n}", T + n * 100), T + n * 100 + 7) for n in range(3)])
-    found.append(
-        [
-            Record(
-                promoted(n + 2, T + n * 1_000, shard_ids=(f"s{n}",), newest_event_time_ms=T + n), 0
-            )
-            for n in range(3)
-        ]
-    )
-    found.append([Record(swap(n + 2, T + n * 1_000 + 500, n + 1), 0) for n in range(3)])
+    return [*found, *models(draw)]
+
+
+def models(draw: st.DrawFn) -> list[list[Record]]:
+    """Three shards, the promotions of two models, and the swaps of two replicas, each in a partition of its own."""
+    found = [[Record(sealed(f"s{n}", T + n * 100), T + n * 100 + 7) for n in range(3)]]
+    recall = {"prequential_recall_at_10": 0.5}
+    for model_name in ("lrm", "two_tower_hash"):
+        found.append(
+            [
+                Record(
+                    promoted(
+                        n + 2, T + n * 1_000, model_name=model_name, shard_ids=(f"s{n}",),
+                        newest_event_time_ms=T + n, metrics=recall,
+                    ),
+                    0,
+                )
+                for n in range(3)
+            ]
+        )  # fmt: skip
+    for replica in ("one", "two"):
+        delays_ms = [draw(st.integers(1, 2_000)) for _ in range(3)]
+        found.append(
+            [
+                Record(swap(n + 2, T + n * 1_000 + delay_ms, n + 1, replica=replica), 0)
+                for n, delay_ms in enumerate(delays_ms)
+            ]
+        )
     return found
 
 
