@@ -132,12 +132,7 @@ def bootstrap(
         codebook.manifest,
         progress=progress,
     )
-    sha256 = promote_first(
-        settings,
-        LRM_MODEL_NAME,
-        state,
-        partial(save_state, state),
-    )
+    sha256 = promote_first(settings, LRM_MODEL_NAME, state, partial(save_state, state))
     return Bootstrapped(
         codebook_version=codebook.manifest.codebook_version,
         videos=len(assigned),
