@@ -160,6 +160,7 @@ def test_build_answers_the_head_as_the_model_does_and_tells_its_progress(
         )
 
 
+@pytest.mark.long
 def test_rows_are_kept_until_their_question_or_the_model_moves(
     ray_cluster: None, deployment: Deployment
 ) -> None:

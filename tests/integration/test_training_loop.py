@@ -148,6 +148,7 @@ def test_shards_that_cannot_be_learned_are_skipped_and_counted(
     assert skipped() == before + 3
 
 
+@pytest.mark.long
 def test_round_that_cannot_write_its_checkpoint_goes_on_when_there_is_room(
     ray_cluster: None, settings: Settings
 ) -> None:
