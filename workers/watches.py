@@ -46,8 +46,6 @@ POLL_RECORDS = 10_000
 SESSION_TIMEOUT_MS = 10_000
 """How long a dead member keeps its partitions from the others; one restarted in that time has them back at once."""
 LAG_EVERY_S = 5.0
-COLLECT_EVERY_S = 3_600.0
-"""How often files that are not announced, or no longer, are removed."""
 DELAYS_PER_SHARD = 1_000
 """Observed delays of one shard at most: every n-th watch, because observing 50,000 takes longer than writing them."""
 
@@ -132,9 +130,10 @@ class Sealer:
             TransientError: this member was fenced, or Kafka does not answer; start again.
         """
         collected = lag_shown = -math.inf
+        orphan_age_s = self._settings.watches.orphan_age_s
         while not stopping.is_set():
-            if time.monotonic() - collected >= COLLECT_EVERY_S:
-                collect_orphans(self._settings.kafka, self._store)
+            if time.monotonic() - collected >= orphan_age_s:
+                collect_orphans(self._settings.kafka, self._store, grace_s=orphan_age_s)
                 collected = time.monotonic()
             if time.monotonic() - lag_shown >= LAG_EVERY_S:
                 self._expose_lag()

@@ -1,0 +1,122 @@
+"""Who is killed when, from a seed; and how it is found. `kill -9`, so that nobody can leave in order.
+
+Not killed: `freshet up` itself, which is the supervisor (all of the rest dies with it), and those of Ray's own
+processes without which nothing of ours stops.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from infra.errors import FreshetError
+from tests.soak.processes import Process
+from workers.stack import PROCESSES
+
+RAY_WORKERS = ("replica", "serve controller", "lrm trainer", "two-tower trainer")
+RAY_PARTS = ("raylet", "gcs_server", "ray head")
+"""With each of them all of Ray goes, and everything that runs on it: a short soak kills one of them."""
+FOUND_S = 120.0
+JITTER = 0.6
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One that is planned: `at_s` seconds after the load began."""
+
+    at_s: float
+    victim: str
+
+
+@dataclass
+class Killed:
+    """One that was done.
+
+    Attributes:
+        at_s, back_s: on the wall clock; None while there is no other process in its place.
+    """
+
+    victim: str
+    pid: int
+    at_s: float
+    back_s: float | None = None
+
+
+def victims(seed: int, *, whole_ray: bool) -> list[str]:
+    """Return who is to be killed: one of each; of the parts of Ray all, or one by the seed.
+
+    There are two two-tower trainers, so one is killed twice as often.
+    """
+    parts = RAY_PARTS if whole_ray else (random.Random(seed).choice(RAY_PARTS),)
+    return [*PROCESSES, *RAY_WORKERS, "two-tower trainer", "decoder", "kafka", *parts]
+
+
+def plan_kills(names: Sequence[str], *, seed: int, from_s: float, until_s: float) -> list[Kill]:
+    """Return a kill of each, in a seeded order, at a seeded moment of one of as many equal parts of the time.
+
+    Raises:
+        ValueError: there is no time.
+    """
+    if not 0 <= from_s < until_s:
+        raise ValueError(f"kills from {from_s} s until {until_s} s; expected 0 <= from < until")
+    rng = random.Random(f"kills {seed}")
+    shuffled = rng.sample(names, len(names))
+    part_s = (until_s - from_s) / len(shuffled)
+    return [
+        Kill(round(from_s + part_s * (place + JITTER * rng.random()), 1), name)
+        for place, name in enumerate(shuffled)
+    ]
+
+
+class Killer:
+    """Does what is planned, and notes when another process is in the place of each."""
+
+    def __init__(self, plan: Sequence[Kill], processes: Callable[[], list[Process]]) -> None:
+        self._plan, self._processes = list(plan), processes
+        self.killed: list[Killed] = []
+
+    @property
+    def left(self) -> int:
+        """How many are still to be killed."""
+        return len(self._plan)
+
+    def kill_due(self, elapsed_s: float) -> Killed | None:
+        """Kill who is next if the time has come, the oldest of that name; one that is just being started is waited for.
+
+        Raises:
+            FreshetError: it does not come.
+        """
+        if not self._plan or elapsed_s < self._plan[0].at_s:
+            return None
+        name = self._plan[0].victim
+        found = [one for one in self._processes() if one.name == name]
+        for one in sorted(found, key=lambda one: one.created_s):
+            killed = Killed(name, one.pid, time.time())
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(one.pid).kill()
+                self._plan.pop(0)
+                self.killed.append(killed)
+                return killed
+        if elapsed_s > self._plan[0].at_s + FOUND_S:
+            raise FreshetError(f"no {name} to kill within {FOUND_S:.0f} s: it is not there")
+        return None
+
+    def look(self) -> None:
+        """Note who is back: a process of that name that began after the kill."""
+        waiting = [one for one in self.killed if one.back_s is None]
+        if not waiting:
+            return
+        found = self._processes()
+        for killed in waiting:
+            born = [
+                one.created_s
+                for one in found
+                if one.name == killed.victim and one.created_s > killed.at_s
+            ]
+            if born:
+                killed.back_s = min(born)
