@@ -23,8 +23,8 @@ THREADS = 32
 TIMEOUT_S = 30.0
 """Longer than the endpoint gives itself."""
 SURFACES: tuple[Surface, ...] = ("home", "watch_next", "shorts")
-FORGET_S = 10.0
-"""What an answer may show after a video's tombstone was seen: replicas follow within seconds."""
+FORGET_S = 20.0
+"""For how long an answer may show a removed video: a replica whose broker died dials again within 10 s."""
 
 
 @dataclass(frozen=True)

@@ -39,18 +39,20 @@ class Killed:
 
     Attributes:
         at_s, back_s: on the wall clock; None while there is no other process in its place.
+        there: who was of that name then.
     """
 
     victim: str
     pid: int
     at_s: float
+    there: frozenset[Process] = frozenset()
     back_s: float | None = None
 
 
 def victims(seed: int, *, whole_ray: bool) -> list[str]:
     """Return who is to be killed: one of each; of the parts of Ray all, or one by the seed.
 
-    There are two two-tower trainers, so one is killed twice as often.
+    There are two two-tower trainers, and twice the older one is killed.
     """
     parts = RAY_PARTS if whole_ray else (random.Random(seed).choice(RAY_PARTS),)
     return [*PROCESSES, *RAY_WORKERS, "two-tower trainer", "decoder", "kafka", *parts]
@@ -96,7 +98,7 @@ class Killer:
         name = self._plan[0].victim
         found = [one for one in self._processes() if one.name == name]
         for one in sorted(found, key=lambda one: one.created_s):
-            killed = Killed(name, one.pid, time.time())
+            killed = Killed(name, one.pid, time.time(), frozenset(found))
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(one.pid).kill()
                 self._plan.pop(0)
@@ -107,16 +109,11 @@ class Killer:
         return None
 
     def look(self) -> None:
-        """Note who is back: a process of that name that began after the kill."""
+        """Note who is back: one of that name that was not there at the kill, or had another name, as Ray's have."""
         waiting = [one for one in self.killed if one.back_s is None]
         if not waiting:
             return
         found = self._processes()
         for killed in waiting:
-            born = [
-                one.created_s
-                for one in found
-                if one.name == killed.victim and one.created_s > killed.at_s
-            ]
-            if born:
-                killed.back_s = min(born)
+            if any(one.name == killed.victim and one not in killed.there for one in found):
+                killed.back_s = time.time()

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from infra.settings import KafkaSettings
 from streams.client import producer
+from streams.clips import clip_upload
 from streams.events import Surface, VideoRemoved, VideoUploaded, WatchEvent, to_json
 from streams.timeline import Timeline
 from streams.topics import UPLOADS, WATCHES, Topic
@@ -78,6 +79,8 @@ class Stream:
         """Return the next upload: real words, and now and then a real clip."""
         number = self._numbers["upload"] = self._numbers["upload"] + 1
         template = self._templates[number % len(self._templates)]
+        if number % self._options.clip_every == 0:
+            template = clip_upload(number, 0)
         return template.model_copy(
             update={
                 "video_id": f"soak-{self._options.seed}-{number}",

@@ -47,6 +47,7 @@ class SoakOptions:
         minutes: of load, from when everything works; bootstrap, start and drain come on top.
         share: of MovieLens that is the past.
         live_videos_max: uploads of ours that are live; each further one removes the oldest.
+        clip_every: one of so many uploads is of a real clip, which is decoded.
         bad_every: one of so many uploads, and of so many watches, cannot be read.
         duplicate_every: one of so many watches is sent twice.
     """
@@ -59,6 +60,7 @@ class SoakOptions:
     requests_per_s: float = 3.0
     users: int = 300
     live_videos_max: int = 200
+    clip_every: int = 15
     bad_every: int = 25
     duplicate_every: int = 40
 

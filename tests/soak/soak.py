@@ -16,7 +16,6 @@ from infra.provenance import provenance
 from infra.settings import Settings
 from infra.storage import ObjectStore, write_atomically
 from models.quantizer import QuantizerConfig
-from streams.clips import with_clips
 from streams.movielens import load_timeline
 from streams.timeline import Timeline, split
 from tests.prometheus_queries import expressions, metrics_in
@@ -67,7 +66,7 @@ class Soak:
     sent: Sent = field(default_factory=Sent)
     seen: Seen = field(default_factory=Seen)
     samples: list[Sample] = field(default_factory=list)
-    figures_at_kill: dict[str, float | None] | None = None
+    figures_at_kill: dict[str, float | None] = field(default_factory=dict)
     began_s: float = 0.0
 
     def elapsed_s(self) -> float:
@@ -84,7 +83,7 @@ def run_soak(settings: Settings, options: SoakOptions, console: Console) -> int:
     console.print(f"[bold]1 of 4[/]  cold start on {len(past.watches()):,} watches")
     _bootstrap(settings, past, console)
     soak = Soak(options, console)
-    stream = Stream(options, past, with_clips(later), soak.seen)
+    stream = Stream(options, past, later, soak.seen)
     console.print("[bold]2 of 4[/]  freshet up")
     running = Running(settings, dict(os.environ))
     try:
@@ -155,7 +154,7 @@ def _measured(
         "stream": sent_report(soak.sent, soak.seen),
         "kills": kills_report(killer.killed, soak.began_s),
         "requests": requests_report(asker.asked, killer.killed),
-        "figures": figures_of(running.figures() or {}),
+        "figures": _current(running),
         **samples_report(soak.samples, load_s=load_s),
     }
     return report, checks
@@ -169,12 +168,11 @@ def _under_load(
         killer.left and elapsed_s < LOAD_MAX * load_s
     ):
         check()
-        before = running.figures()
         killed = killer.kill_due(elapsed_s)
         if killed is not None:
             soak.console.print(f"  {elapsed_s:5.0f} s  kill -9 {killed.victim} ({killed.pid})")
             if killed.victim == "freshness":
-                soak.figures_at_kill = figures_of(before) if before else None
+                soak.figures_at_kill = _current(running)  # it has just written them
         killer.look()
         if soak.elapsed_s() - looked_s >= LOOK_EVERY_S:
             looked_s = soak.elapsed_s()
@@ -253,10 +251,15 @@ def _checks(running: Running, soak: Soak, killer: Killer, asker: Asker) -> dict[
 def _figures(running: Running, soak: Soak) -> list[str]:
     ends = time.monotonic() + FIGURES_S
     while True:
-        problems = figures_stopped(soak.figures_at_kill, figures_of(running.figures() or {}))
+        problems = figures_stopped(soak.figures_at_kill, _current(running))
         if not problems or time.monotonic() > ends:
             return problems
         time.sleep(TICK_S)
+
+
+def _current(running: Running) -> dict[str, float | None]:
+    report = running.figures()
+    return figures_of(report) if report else {}
 
 
 def _disk(soak: Soak) -> list[str]:

@@ -152,12 +152,12 @@ MOVING = ("written_time_ms", "event_time_ms", "impressions", "swaps", "semantic 
 
 
 def figures_stopped(
-    at_kill: Mapping[str, float | None] | None, at_end: Mapping[str, float | None]
+    at_kill: Mapping[str, float | None], at_end: Mapping[str, float | None]
 ) -> list[str]:
     """Return which figures are missing at the end, or did not move since the worker that counts them was killed."""
     problems = [f"no figure: {name}" for name, value in at_end.items() if value is None]
-    if at_kill is None:
-        return [*problems, "the freshness worker had no figures when it was killed"]
+    if not at_kill or not at_end:
+        return [*problems, "the freshness worker had no figures when it was killed, or at the end"]
     for name in MOVING:
         before, after = at_kill.get(name) or 0, at_end.get(name) or 0
         if not after > before:
