@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -168,6 +167,10 @@ class Sealer:
         if self._sealing is not None and self._sealing.done():
             self._finish_sealing()
         messages = self._consumer.consume(self._room(), POLL_S)
+        if any(
+            map(Message.error, messages)
+        ):  # also without partitions: that this member is out is said once
+            messages = [message for message in messages if not _failed(message)]
         if self._must_restore:
             # What was just consumed may be from before the assignment; it is read again from the restored offsets.
             self._finish_sealing()
@@ -176,7 +179,7 @@ class Sealer:
         builder = self._builder
         if builder is None:
             return
-        self._take(builder, messages)
+        builder.add(records_of(messages))
         if self._is_time(builder):
             self._finish_sealing()
             if self._builder is builder:
@@ -205,11 +208,6 @@ class Sealer:
             next_offsets={number: found.next_offset for number, found in restored.items()},
             users=sum(map(len, self._users.by_partition.values())),
         )
-
-    def _take(self, builder: ShardBuilder, messages: Sequence[Message]) -> None:
-        if any(map(Message.error, messages)):
-            messages = [message for message in messages if not _failed(message)]
-        builder.add(records_of(messages))
 
     def _is_time(self, builder: ShardBuilder) -> bool:
         if builder.started is None:

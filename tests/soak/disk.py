@@ -16,18 +16,22 @@ from tests.soak.options import FORGOTTEN
 BLOCK_BYTES = 512
 FORGOTTEN_AREAS = ("topics that forget", "shards", "checkpoints", "logs")
 """Where what is old goes: retention, announcements that have expired, the newest few, a longest length."""
-KEPT_AREAS = ("compacted topics", "topics that are kept", "kafka's own", "state", "other")
+KEPT_AREAS = (
+    "compacted topics", "topics that are kept", "kafka's own", "ray's logs", "state", "other",
+)  # fmt: skip
 """Where what is old stays, by promise: the last of each key (tombstones for 60 days, disambiguation codes for good),
-refused records, when videos were servable; and files that are written anew."""
+refused records, when videos were servable; what others look after, as Ray after its logs; files written anew."""
 
 
 def disk_bytes(var_dir: Path, ray_session: Path | None) -> Counter[str]:
-    """Return the bytes that are taken, by area; logs are those of the processes, the broker and Ray."""
+    """Return the bytes that are taken, by area."""
     taken: Counter[str] = Counter(dict.fromkeys((*FORGOTTEN_AREAS, *KEPT_AREAS), 0))
     for path, blocks in _files(var_dir):
         taken[area_of(path.relative_to(var_dir).parts)] += blocks * BLOCK_BYTES
     if ray_session is not None:
-        taken["logs"] += sum(blocks for _, blocks in _files(ray_session / "logs")) * BLOCK_BYTES
+        taken["ray's logs"] = (
+            sum(blocks for _, blocks in _files(ray_session / "logs")) * BLOCK_BYTES
+        )
     return taken
 
 
@@ -67,3 +71,13 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
             except FileNotFoundError:
                 continue
             yield path, found.st_blocks
+
+
+def log_problems(var_dir: Path, *, max_bytes: int) -> list[str]:
+    """Return which log is much longer than the length at which it begins anew: that is looked for every second."""
+    found = [*(var_dir / "logs").glob("*.log"), var_dir / "kafka" / "broker.log"]
+    return [
+        f"{path.name} has {path.stat().st_size} bytes, and begins anew at {max_bytes}"
+        for path in found
+        if path.stat().st_size > 2 * max_bytes
+    ]

@@ -20,7 +20,7 @@ from streams.movielens import load_timeline
 from streams.timeline import Timeline, split
 from tests.prometheus_queries import expressions, metrics_in
 from tests.soak.asking import Asker
-from tests.soak.disk import disk_bytes
+from tests.soak.disk import disk_bytes, log_problems
 from tests.soak.following import Following
 from tests.soak.kills import Killer, plan_kills, victims
 from tests.soak.ledger import Seen, Sent
@@ -244,7 +244,7 @@ def _checks(running: Running, soak: Soak, killer: Killer, asker: Asker) -> dict[
         "everybody was killed, and is back": not_back(killer.killed)
         + ([f"{killer.left} were never killed"] if killer.left else []),
         "memory is flat": memory_problems(soak.samples, load_s=options.load_s),
-        "disk is bounded by retention": _disk(soak),
+        "disk is bounded by retention": _disk(soak, settings),
     }
 
 
@@ -262,7 +262,7 @@ def _current(running: Running) -> dict[str, float | None]:
     return figures_of(report) if report else {}
 
 
-def _disk(soak: Soak) -> list[str]:
+def _disk(soak: Soak, settings: Settings) -> list[str]:
     options = soak.options
     bounds = [
         Bound("topics that forget", options.retention_s, options.retained_s),
@@ -276,4 +276,5 @@ def _disk(soak: Soak) -> list[str]:
             soak.console.print(
                 f"  {bound.area}: not judged, the run is too short for what is kept {bound.kept_s:.0f} s"
             )
-    return problems + thirds_problems(soak.samples, "checkpoints", load_s=options.load_s)
+    problems += thirds_problems(soak.samples, "checkpoints", load_s=options.load_s)
+    return problems + log_problems(settings.var_dir, max_bytes=settings.log.file_max_bytes)

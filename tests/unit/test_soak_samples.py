@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from streams.topics import HISTORIES, SERVABLE, WATCHES
-from tests.soak.disk import FORGOTTEN_AREAS, area_of
+from tests.soak.disk import FORGOTTEN_AREAS, area_of, log_problems
 from tests.soak.options import SoakOptions, topic_configs
 from tests.soak.processes import Process
 from tests.soak.samples import (
@@ -127,6 +128,17 @@ def test_area_of_the_newest_few_may_not_grow_from_the_second_third_to_the_last()
 )
 def test_file_belongs_to_its_area(path: str, area: str) -> None:
     assert area_of(tuple(path.split("/"))) == area
+
+
+def test_log_that_did_not_begin_anew_is_found(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "kafka").mkdir()
+    (tmp_path / "kafka" / "broker.log").write_bytes(b"")
+    log = tmp_path / "logs" / "train.log"
+    log.write_bytes(b"x" * 200)
+    assert log_problems(tmp_path, max_bytes=100) == []
+    log.write_bytes(b"x" * 201)
+    assert "train.log has 201 bytes" in log_problems(tmp_path, max_bytes=100)[0]
 
 
 def test_retention_is_shortened_where_records_are_forgotten_and_nowhere_else() -> None:
