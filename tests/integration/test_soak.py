@@ -18,7 +18,10 @@ from infra.clock import Deadline
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
-SHORT = ("--minutes", "3.7", "--share", "0.03")
+SHORT = (
+    "--minutes", "3.7", "--share", "0.03",
+    "--uploads-per-s", "0.5", "--watches-per-s", "8", "--requests-per-s", "1.5",
+)  # fmt: skip
 
 
 def environment(var_dir: Path) -> dict[str, str]:
@@ -56,7 +59,7 @@ def test_short_soak_killed_one_of_each_process_and_had_load_meanwhile(
     assert {"replica", "lrm trainer", "two-tower trainer", "decoder", "kafka"} <= killed
     assert killed & {"raylet", "gcs_server", "ray head"}
     assert report["stream"]["watches"] > 1_000
-    assert report["stream"]["broken_records"] == report["stream"]["dead_letters"] > 50
+    assert report["stream"]["dead_letters"] >= report["stream"]["broken_records"] > 30
     assert min(report["stream"]["checkpoints"].values()) > 2
 
 

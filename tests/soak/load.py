@@ -154,10 +154,14 @@ class Sender:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Send no more, and return when all is acknowledged, or was given up."""
+    def halt(self) -> None:
+        """Send no more."""
         self._stopping.set()
         self._thread.join()
+
+    def stop(self) -> None:
+        """Send no more, and return when all is acknowledged, or was given up."""
+        self.halt()
         if left := self._producer.flush(FLUSH_S):
             self._sent.failures.append(f"{left} records are not acknowledged after {FLUSH_S} s")
 

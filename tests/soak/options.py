@@ -105,11 +105,6 @@ class SoakOptions:
         """How much faster than the wall clock the events' clock runs."""
         return EVENT_HOURS * 3600 / self.load_s
 
-    @property
-    def shard_age_s(self) -> float:
-        """How old a shard gets."""
-        return 10.0 if self.minutes > 10 else 5.0
-
 
 def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, int]) -> Settings:
     """Return settings for the run: `ports` by the name of a setting, and everything that ages ages fast."""
@@ -117,7 +112,6 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         settings,
         seed=options.seed,
         experiment__arms=ARMS,
-        watches__shard_max_age_s=options.shard_age_s,
         watches__orphan_age_s=ORPHAN_AGE_S,
         training__keep_checkpoints=3,
         freshness__new_video_age_h=EVENT_HOURS / 6,
@@ -127,7 +121,7 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         freshness__hours=12,
         serve__fresh_max_age_h=EVENT_HOURS / 6,
         table__head=100,
-        table__first_build_s=0.1 * options.load_s,
+        table__first_build_s=0.2 * options.load_s,
         table__interval_h=0.3 * options.load_s / 3600,
         log__file_max_bytes=200_000,
         log__format="json",

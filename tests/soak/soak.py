@@ -22,7 +22,7 @@ from tests.prometheus_queries import expressions, metrics_in
 from tests.soak.asking import Asker
 from tests.soak.disk import disk_bytes, log_problems
 from tests.soak.following import Following
-from tests.soak.kills import Killer, plan_kills, victims
+from tests.soak.kills import JITTER, Killer, plan_kills, victims
 from tests.soak.ledger import Seen, Sent
 from tests.soak.load import Sender, Stream
 from tests.soak.options import SHARDS_RETENTION_S, SoakOptions, settings_of, topic_configs
@@ -121,7 +121,8 @@ def _measured(
         from_s=KILLS_FROM * options.load_s,
         until_s=KILLS_UNTIL * options.load_s,
     )
-    killer = Killer(plan, running.processes)
+    gap_s = (1 - JITTER) * (KILLS_UNTIL - KILLS_FROM) * options.load_s / len(plan)
+    killer = Killer(plan, running.processes, gap_s=gap_s)
     following = Following(running.settings, soak.seen)
     sender = Sender(running.settings.kafka, options, stream, soak.sent)
     asker = Asker(running.url, options, stream, soak.seen)
@@ -146,6 +147,7 @@ def _measured(
         console.print("[bold]4 of 4[/]  drain, and check")
         _drain(running, soak, killer, asker, check)
     finally:
+        sender.halt()
         asker.stop()
         following.stop()
     checks = _checks(running, soak, killer, asker)
@@ -194,7 +196,7 @@ def _look(running: Running, soak: Soak, killer: Killer, asker: Asker) -> None:
         f"refreshes {sum(seen.refreshes.values())} · {answered} of {len(asker.asked)} answered · "
         f"{sum(memory.values()) / 1e6:,.0f} MB in {len(memory)} processes, "
         f"{sum(disk.values()) / 1e6:,.1f} MB on disk · "
-        f"{len(killer.killed)} of {len(killer.killed) + killer.left} killed",
+        f"{len(killer.killed)} of {len(killer.killed) + len(killer.left)} killed",
         soft_wrap=True,
         highlight=False,
     )
@@ -242,7 +244,7 @@ def _checks(running: Running, soak: Soak, killer: Killer, asker: Asker) -> dict[
         "all figures flow": _figures(running, soak),
         "every metric of the dashboard is exposed": metrics_missing(asked_for, running.exposed()),
         "everybody was killed, and is back": not_back(killer.killed)
-        + ([f"{killer.left} were never killed"] if killer.left else []),
+        + [f"{name} was never there to be killed" for name in killer.left],
         "memory is flat": memory_problems(soak.samples, load_s=options.load_s),
         "disk is bounded by retention": _disk(soak, settings),
     }

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from infra.errors import FreshetError
-from tests.soak.kills import FOUND_S, RAY_PARTS, Kill, Killed, Killer, plan_kills, victims
+from tests.soak.kills import RAY_PARTS, Kill, Killed, Killer, plan_kills, victims
 from tests.soak.processes import Process, name_of
 from workers.stack import PROCESSES
 
@@ -69,23 +68,41 @@ def test_process_is_named_by_what_it_is(cmdline: list[str], name: str) -> None:
     assert name_of(cmdline) == name
 
 
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
 def test_killer_waits_for_its_time_and_for_a_victim_that_is_just_starting() -> None:
     there: list[Process] = []
     killer = Killer([Kill(5.0, "serve")], lambda: there)
     assert killer.kill_due(4.9) is None
     assert killer.kill_due(6.0) is None
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    victim = sleeper()
     there.append(Process("serve", victim.pid, time.time()))
     killed = killer.kill_due(7.0)
     assert killed is not None
     assert victim.wait(60) == -9
-    assert (killed.pid, killer.left) == (victim.pid, 0)
+    assert (killed.pid, killer.left) == (victim.pid, [])
 
 
-def test_killer_does_not_wait_for_a_victim_for_ever() -> None:
-    killer = Killer([Kill(5.0, "serve")], list)
-    with pytest.raises(FreshetError, match="no serve to kill"):
-        killer.kill_due(5.0 + FOUND_S + 1)
+def test_victim_that_is_not_there_does_not_keep_the_next_from_being_killed() -> None:
+    victim = sleeper()
+    there = [Process("train", victim.pid, time.time())]
+    killer = Killer([Kill(5.0, "serve"), Kill(6.0, "train")], lambda: there)
+    killed = killer.kill_due(7.0)
+    assert killed is not None
+    assert victim.wait(60) == -9
+    assert (killed.victim, killer.left) == ("train", ["serve"])
+
+
+def test_two_that_are_late_are_not_killed_together() -> None:
+    victims = [sleeper(), sleeper()]
+    there = [Process(str(n), one.pid, time.time()) for n, one in enumerate(victims)]
+    killer = Killer([Kill(5.0, "0"), Kill(6.0, "1")], lambda: there, gap_s=4.0)
+    assert killer.kill_due(20.0) is not None
+    assert killer.kill_due(23.0) is None
+    assert killer.kill_due(24.0) is not None
+    assert [one.wait(60) for one in victims] == [-9, -9]
 
 
 def test_victim_is_back_when_there_is_one_of_its_name_that_was_not_there_before() -> None:
