@@ -30,7 +30,8 @@ POINTS = 60
 BROKER_MAX_BYTES = 800 * MB
 """A heap of 512 MB, and what a JVM takes beside it."""
 DISK_ALLOWED = 1.25
-DISK_SLACK_BYTES = 2 * MB
+DISK_SLACK_BYTES = MB // 4
+"""A few segments that were begun just now."""
 Line = Sequence[tuple[float, float]]
 
 
@@ -157,7 +158,7 @@ def thirds_problems(samples: Sequence[Sample], area: str, *, load_s: float) -> l
         )
 
     second, last = most(load_s / 3, 2 * load_s / 3), most(2 * load_s / 3, load_s)
-    allowed = DISK_ALLOWED * second + DISK_SLACK_BYTES
+    allowed = DISK_ALLOWED * second
     if last <= allowed:
         return []
     return [
