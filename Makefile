@@ -11,7 +11,7 @@ STARTED := $(shell date +%s)
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo prometheus browser test test-long check bench format docs lock clean
+.PHONY: help setup demo prometheus browser test test-long soak check bench format docs lock clean
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: setup prometheus browser ## The tests; the exhaustive ones as a seeded sam
 
 test-long: setup prometheus browser ## All tests, exhaustive ones in full
 	@$(ONE_THREAD) $(BIN)/pytest -m "long or not long" $(SIDE_BY_SIDE) $(ARGS)
+
+soak: setup ## 30 minutes of load, every process killed once, then the checks (more flags: ARGS="--help")
+	@$(ONE_THREAD) $(BIN)/python -m tests.soak $(ARGS)
 
 check: setup ## Format, lint, types, direction of imports, sizes, names, documents
 	@$(BIN)/ruff format --check --quiet .

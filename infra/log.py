@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
 import sys
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -61,3 +65,14 @@ def get_logger() -> FilteringBoundLogger:
 def hashed(user_id: str) -> str:
     """Return the form in which a user id may appear in a log."""
     return hashlib.blake2b(user_id.encode(), digest_size=6).hexdigest()
+
+
+def begin_anew(path: Path, *, longer_than_bytes: int) -> None:
+    """Empty a log that is too long, after copying it to the same name with `.1` behind it.
+
+    Its writers have it open to append, so they go on at its new end. What one writes in between is lost.
+    """
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > longer_than_bytes:
+            shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+            os.truncate(path, 0)

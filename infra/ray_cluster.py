@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +18,11 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 
+from infra.clock import Deadline
 from infra.settings import Settings
 
+JOIN_S = 120.0
+"""How long a cluster may take that is just being started, or started again."""
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # rounds hand over rows, not data sets
 
 
@@ -26,11 +30,14 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024  # rounds hand over rows, not data sets
 def ensure_ray(settings: Settings) -> Iterator[str]:
     """Join the cluster at `FRESHET_RAY__ADDRESS`, or start a local one; yield its address.
 
-    A cluster started here ends with the context, or with this process, however that dies.
+    A cluster started here ends with the context, or with this process, however that dies. Another one is waited for.
+
+    Raises:
+        ConnectionError: no cluster is at that address in time.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if settings.ray.address:
-        ray.init(address=settings.ray.address, log_to_driver=True, logging_level=logging.ERROR)
+        _join(settings.ray.address)
     else:
         ray.init(
             include_dashboard=False,
@@ -47,3 +54,16 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    deadline = Deadline(JOIN_S)
+    while True:
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError):  # there is none, or none that knows its own node
+            if deadline.expired():
+                raise
+        else:
+            return
+        time.sleep(1.0)

@@ -110,6 +110,12 @@ class WatchSettings(_Group):
         ge=0,
         description="seconds behind its partition's newest event after which a watch is marked as late",
     )
+    orphan_age_s: float = Field(
+        3_600.0,
+        gt=60.0,
+        description="seconds after which a shard's file is removed that is not announced, or no longer; more than the "
+        "60 that a file may wait for its announcement",
+    )
     counts_window_s: int = Field(
         3_600, ge=1, description="seconds of event time that a record of video.counts sums up"
     )
@@ -339,6 +345,11 @@ class LogSettings(_Group):
     )
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="console, json, or auto: console on a terminal, JSON elsewhere"
+    )
+    file_max_bytes: int = Field(
+        50_000_000,
+        ge=10_000,
+        description="bytes of a log under var_dir/logs after which it begins anew; the one before is kept",
     )
 
 

@@ -22,7 +22,7 @@ import psutil
 from infra.child import spawn_tethered
 from infra.clock import Deadline
 from infra.errors import FreshetError
-from infra.log import get_logger
+from infra.log import begin_anew, get_logger
 
 log = get_logger()
 STOP_TIMEOUT_S = 30.0
@@ -36,7 +36,11 @@ FRESHET = (sys.executable, "-m", "freshet")
 
 @dataclass
 class Child:
-    """A supervised process."""
+    """A supervised process.
+
+    Attributes:
+        needs: the name of one before it, without which it is of no use: it ends and is started again with that one.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -44,6 +48,7 @@ class Child:
     log_path: Path
     process: subprocess.Popen[bytes]
     started: float
+    needs: str = ""
     restarts: int = 0
     next_start: float = field(default=0.0)
 
@@ -56,31 +61,44 @@ class Supervisor:
     """
 
     def __init__(
-        self, log_dir: Path, environment: Mapping[str, str], *, command: Sequence[str] = FRESHET
+        self,
+        log_dir: Path,
+        environment: Mapping[str, str],
+        *,
+        command: Sequence[str] = FRESHET,
+        log_max_bytes: int = 50_000_000,
     ) -> None:
-        """Start without children; what they run is `command` followed by each one's arguments."""
+        """Start without children; what they run is `command` followed by each one's arguments.
+
+        A log that is longer than `log_max_bytes` begins anew; the one before is kept beside it.
+        """
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._environment = dict(os.environ) | dict(environment)
-        self._command = tuple(command)
+        self._command, self._log_max_bytes = tuple(command), log_max_bytes
         self.children: list[Child] = []
         self._lock = threading.Lock()
 
     def start(
-        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        needs: str = "",
     ) -> Child:
-        """Start `freshet <arguments>`; its output goes to `<log_dir>/<name>.log`."""
-        command = (*self._command, *arguments)
+        """Start `freshet <arguments>`, or another command; its output goes to `<log_dir>/<name>.log`."""
+        command = (*(command or self._command), *arguments)
         complete = self._environment | dict(environment or {})
         log_path = self._log_dir / f"{name}.log"
         process = _spawn(command, complete, log_path)
-        child = Child(name, command, complete, log_path, process, time.monotonic())
+        child = Child(name, command, complete, log_path, process, time.monotonic(), needs)
         with self._lock:
             self.children.append(child)
         return child
 
     def check(self) -> None:
-        """Start again what has ended.
+        """Start again what has ended, and have logs begin anew that are too long.
 
         Raises:
             FreshetError: a child has ended too often; the message ends with its last lines.
@@ -91,6 +109,7 @@ class Supervisor:
                     self._revive(child)
                 elif time.monotonic() - child.started >= HEALTHY_S:
                     child.restarts = 0
+                begin_anew(child.log_path, longer_than_bytes=self._log_max_bytes)
 
     def _revive(self, child: Child) -> None:
         if child.restarts >= RESTARTS_MAX or child.process.returncode == 2:  # 2: the user's to mend
@@ -101,6 +120,9 @@ class Supervisor:
         if not child.next_start:
             child.next_start = time.monotonic() + RESTART_DELAYS_S[child.restarts]
             log.warning("process_ended", name=child.name, status=child.process.returncode)
+            for other in self.children:
+                if other.needs == child.name:
+                    other.process.kill()
         if time.monotonic() >= child.next_start:
             child.process = _spawn(child.command, child.environment, child.log_path)
             child.started = time.monotonic()
@@ -108,9 +130,14 @@ class Supervisor:
             child.next_start = 0.0
 
     def stop(self) -> None:
-        """Stop all children, the last started first; those that do not heed SIGTERM are killed."""
+        """Stop all children, what others need after them; those that do not heed SIGTERM are killed."""
         with self._lock:
             children, self.children = self.children[::-1], []
+        needed = {child.needs for child in children}
+        self._stop([child for child in children if child.name not in needed])
+        self._stop([child for child in children if child.name in needed])
+
+    def _stop(self, children: Sequence[Child]) -> None:
         for child in children:
             child.process.terminate()
         deadline = Deadline(STOP_TIMEOUT_S)

@@ -27,6 +27,7 @@ _PASSING_ERRORS = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._TRANSPORT,  # noqa: SLF001 - its public name
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - what a broker says that has just been started again
 }
 
 

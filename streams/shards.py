@@ -65,6 +65,9 @@ class ShardRow(Struct, frozen=True):
     codebook_version: int
 
 
+# How these are converted is found out at their first conversion; three training loops that do so at once crash in it.
+msgspec.convert([], list[ShardRow])
+
 PAST_FIELDS = [
     pa.field("video_id", pa.string(), nullable=False),
     pa.field("semantic_id", pa.list_(pa.int32())),

@@ -26,6 +26,7 @@ ALSO = {
     "infra/prometheus/": "What is scraped, the objectives, the alerts, and what to do about them",
     "tests/unit/": "Mirrors the packages; no socket, no sleep",
     "tests/integration/": "Real Kafka, real Ray, real models, and kill -9",
+    "tests/soak/": "`make soak`: half an hour of load, and every process killed once",
     "tests/bench/": "`make bench NAME=...`: prints and writes numbers, asserts none",
     "docker-compose.yml": "Everything in containers",
     "constraints.txt": "Every version, pinned (`make lock`)",

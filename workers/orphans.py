@@ -12,17 +12,13 @@ from streams.events import ShardSealed
 from streams.topics import SHARDS
 from workers.sealing import shards_folder
 
-GRACE_S = 3_600.0
-"""Far longer than from a file to its announcement, which the broker bounds by the 60 s of a transaction."""
-
 log = get_logger()
 
 
-def collect_orphans(
-    settings: KafkaSettings, store: ObjectStore, *, grace_s: float = GRACE_S
-) -> list[str]:
+def collect_orphans(settings: KafkaSettings, store: ObjectStore, *, grace_s: float) -> list[str]:
     """Remove the files of shards, half-written ones too, that are older than `grace_s` and not announced.
 
+    That must be longer than from a file to its announcement, which the broker bounds by the 60 s of a transaction.
     Files are listed before announcements are read, so one announced in between is found. A shard whose announcement has
     outlived its topic's retention counts as not announced. While the topic holds an announcement that this version
     cannot read, its shard is unknown and nothing is removed. Returns the removed keys.

@@ -19,7 +19,7 @@ from streams.client import TopicReader, consumer
 from streams.codec import decode, decode_dead_letter
 from streams.events import ShardSealed
 from streams.shards import ShardRow, read_ranges, read_shard, verify_shards
-from streams.topics import DEAD_LETTERS, SHARDS, WATCHES
+from streams.topics import DEAD_LETTERS, SHARDS, WATCHES, Topic
 from workers.sealing import shards_folder
 from workers.watches import GROUP
 
@@ -91,9 +91,15 @@ def audit(
     shards = announced_shards(settings)
     refused = _refused_offsets(settings)
     problems = verify_shards(shards)
-    problems += _disagreeing(shards, before, _committed(settings))
+    known = _committed(settings)
+    if not _is_whole(settings, SHARDS):
+        # A partition without watches for as long as announcements are kept has none of them left.
+        kept = {at.partition for shard in shards for at in shard.ranges}
+        before = {at: offset for at, offset in before.items() if at in kept}
+    problems += _disagreeing(shards, before, known)
+    has_all_letters = _is_whole(settings, DEAD_LETTERS[WATCHES.name])
     for done, shard in enumerate(shards, start=1):
-        problems += _problems_of(shard, store, refused)
+        problems += _problems_of(shard, store, refused, has_all_letters=has_all_letters)
         progress("verify", done, len(shards))
     announced = {shard.path for shard in shards}
     return Audit(
@@ -101,6 +107,12 @@ def audit(
         problems=problems,
         orphans=[key for key in files if key not in announced],
     )
+
+
+def _is_whole(settings: KafkaSettings, topic: Topic) -> bool:
+    """Return whether no record of a topic has outlived its retention."""
+    with TopicReader(settings, [topic]) as reader:
+        return not any(reader.next_offsets.values())
 
 
 def _refused_offsets(settings: KafkaSettings) -> Refused:
@@ -117,8 +129,13 @@ def _refused_offsets(settings: KafkaSettings) -> Refused:
     return {partition: sorted(offsets) for partition, offsets in found.items()}
 
 
-def _problems_of(shard: ShardSealed, store: ObjectStore, refused: Refused) -> Iterator[str]:
-    """Yield what is wrong with a shard's file; that no other shard has its offsets follows from the ranges."""
+def _problems_of(
+    shard: ShardSealed, store: ObjectStore, refused: Refused, *, has_all_letters: bool
+) -> Iterator[str]:
+    """Yield what is wrong with a shard's file; that no other shard has its offsets follows from the ranges.
+
+    Letters go when a whole segment of them is old enough, so an announcement may outlive some of its own.
+    """
     try:
         data = store.get_bytes(shard.path, sha256=shard.sha256)
         rows, ranges = read_shard(data), read_ranges(data)
@@ -145,7 +162,7 @@ def _problems_of(shard: ShardSealed, store: ObjectStore, refused: Refused) -> It
             yield f"{shard.shard_id} holds {at.partition}/{min(both)}, which is a dead letter too"
     if offsets:
         yield f"{shard.shard_id} holds watches of partitions that it does not cover: {sorted(offsets)}"
-    if letters != shard.dead_letters:
+    if letters > shard.dead_letters or (has_all_letters and letters < shard.dead_letters):
         yield f"{shard.shard_id} announces {shard.dead_letters} dead letters, its ranges have {letters}"
 
 

@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import ray
+from confluent_kafka import KafkaException
 from ray.exceptions import RayActorError, RayTaskError
 
 from infra import metrics
@@ -59,6 +60,7 @@ from workers.two_tower_state import TWO_TOWERS
 
 log = get_logger()
 ACTOR_DEATHS_MAX = 3  # in a row; then the process ends, and says so
+RETRY_S = 1.0
 SHARD_STAGE = "shard_to_checkpoint"
 PUT_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """What a round waits for that may work later (a shard is missing, the disk is full), by how often in a row."""
@@ -131,13 +133,23 @@ class TrainingLoop:
         """Train rounds until told to stop."""
         while not stopping.is_set():
             if self._plan is None:
-                self._intake.poll()
-                if not self._intake.is_enough or not self._make_plan(stopping):
+                is_known = self._poll(stopping)
+                if not is_known or not self._intake.is_enough or not self._make_plan(stopping):
                     continue
             assert self._plan is not None
             outcome = self._round(self._plan, stopping)
             if outcome is not None and on_round is not None:
                 on_round(outcome)
+
+    def _poll(self, stopping: threading.Event) -> bool:
+        """Return whether what is new is known; brokers that are away are waited for, and what was read is kept."""
+        try:
+            self._intake.poll()
+        except (KafkaException, TransientError) as error:
+            log.warning("topics_unreachable", model_name=self.model_name, error=str(error))
+            stopping.wait(RETRY_S)
+            return False
+        return True
 
     def _make_plan(self, stopping: threading.Event) -> bool:
         plan = self._intake.plan(self._newest_version() + 1)

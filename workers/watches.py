@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -46,8 +45,6 @@ POLL_RECORDS = 10_000
 SESSION_TIMEOUT_MS = 10_000
 """How long a dead member keeps its partitions from the others; one restarted in that time has them back at once."""
 LAG_EVERY_S = 5.0
-COLLECT_EVERY_S = 3_600.0
-"""How often files that are not announced, or no longer, are removed."""
 DELAYS_PER_SHARD = 1_000
 """Observed delays of one shard at most: every n-th watch, because observing 50,000 takes longer than writing them."""
 
@@ -132,9 +129,10 @@ class Sealer:
             TransientError: this member was fenced, or Kafka does not answer; start again.
         """
         collected = lag_shown = -math.inf
+        orphan_age_s = self._settings.watches.orphan_age_s
         while not stopping.is_set():
-            if time.monotonic() - collected >= COLLECT_EVERY_S:
-                collect_orphans(self._settings.kafka, self._store)
+            if time.monotonic() - collected >= orphan_age_s:
+                collect_orphans(self._settings.kafka, self._store, grace_s=orphan_age_s)
                 collected = time.monotonic()
             if time.monotonic() - lag_shown >= LAG_EVERY_S:
                 self._expose_lag()
@@ -169,6 +167,10 @@ class Sealer:
         if self._sealing is not None and self._sealing.done():
             self._finish_sealing()
         messages = self._consumer.consume(self._room(), POLL_S)
+        if any(
+            map(Message.error, messages)
+        ):  # also without partitions: that this member is out is said once
+            messages = [message for message in messages if not _failed(message)]
         if self._must_restore:
             # What was just consumed may be from before the assignment; it is read again from the restored offsets.
             self._finish_sealing()
@@ -177,7 +179,7 @@ class Sealer:
         builder = self._builder
         if builder is None:
             return
-        self._take(builder, messages)
+        builder.add(records_of(messages))
         if self._is_time(builder):
             self._finish_sealing()
             if self._builder is builder:
@@ -206,11 +208,6 @@ class Sealer:
             next_offsets={number: found.next_offset for number, found in restored.items()},
             users=sum(map(len, self._users.by_partition.values())),
         )
-
-    def _take(self, builder: ShardBuilder, messages: Sequence[Message]) -> None:
-        if any(map(Message.error, messages)):
-            messages = [message for message in messages if not _failed(message)]
-        builder.add(records_of(messages))
 
     def _is_time(self, builder: ShardBuilder) -> bool:
         if builder.started is None:

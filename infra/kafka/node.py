@@ -65,6 +65,11 @@ def remember_node(data_dir: Path, port: int = 0) -> Node:
     return node
 
 
+def free_port() -> int:
+    """Return a port of loopback on which a server can be started again: no client's connection takes it meanwhile."""
+    return next(_free_ports(excluded=0))
+
+
 def _free_ports(*, excluded: int) -> Iterator[int]:
     candidates = random.SystemRandom().sample(PORTS, len(PORTS))
     return (port for port in candidates if port != excluded and is_free(port))

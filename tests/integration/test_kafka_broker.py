@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +17,7 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     KafkaError,
+    KafkaException,
     Message,
     Producer,
     TopicPartition,
@@ -23,7 +25,9 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.errors import ConfigError, FreshetError
+from infra.kafka import upkeep
 from infra.kafka.broker import LocalBroker, start_broker
+from infra.kafka.upkeep import broker_kept_up
 
 pytestmark = pytest.mark.integration
 
@@ -128,6 +132,41 @@ def test_broker_that_cannot_start_fails_early_with_its_log(tmp_path: Path) -> No
 
     with pytest.raises(FreshetError, match=r"ended with status 1(.|\n)*No readable meta"):
         start_broker(tmp_path, timeout_s=DEADLINE_S)
+
+
+def test_broker_that_is_kept_up_comes_back_with_its_records_and_stops_for_good(
+    tmp_path: Path,
+) -> None:
+    values = [str(i).encode() for i in range(100)]
+    with broker_kept_up(tmp_path) as broker:
+        topic = new_topic(broker)
+        produce(broker, topic, values)
+        broker.kill()
+
+        assert consume(broker, topic, len(values)) == values
+        produce(broker, topic, [b"more"])
+    with pytest.raises(KafkaException):
+        AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=1)
+
+
+def test_broker_that_does_not_come_back_ends_its_process_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "RESTART_DELAYS_S", (0.0,))
+    told_to_end = threading.Event()
+    former = signal.signal(signal.SIGTERM, lambda *_: told_to_end.set())
+
+    def run_broken() -> None:
+        with broker_kept_up(tmp_path) as broker:
+            (tmp_path / "log" / "meta.properties").write_text("version=1\nnode.id=7\n")
+            broker.kill()
+            assert told_to_end.wait(DEADLINE_S)
+
+    try:
+        with pytest.raises(FreshetError, match="No readable meta"):
+            run_broken()
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 # The thread that starts the broker ends before the process does.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.clock import Deadline
+from infra.errors import TransientError
 from infra.kafka.broker import LocalBroker
 from streams.events import ShardSealed
 from streams.shards import verify_shards
@@ -25,6 +26,7 @@ from tests.integration.sealer_stage import (
 )
 from workers.orphans import collect_orphans
 from workers.sealing import SealStep
+from workers.watches import Sealer
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +59,7 @@ def test_sealer_killed_at_any_step_leaves_nothing_missing_and_nothing_twice(
         stage.drain(sealer)
     assert_same(stage.outcome(), uninterrupted)
     announced = {shard.path for shard in stage.outcome().shards}
-    assert collect_orphans(stage.kafka, stage.store) == []  # too young
+    assert collect_orphans(stage.kafka, stage.store, grace_s=3_600) == []  # too young
     collect_orphans(stage.kafka, stage.store, grace_s=0)
     left = stage.store.unchanged_for(f"{stage.kafka.topic_prefix}shards", 0)
     assert set(left) == announced
@@ -152,3 +154,26 @@ def test_zombie_that_wakes_up_commits_nothing(
         zombie.kill()
     assert_same(before, uninterrupted)
     assert stage.outcome() == before
+
+
+def test_idle_sealer_that_was_put_out_of_its_group_ends(
+    broker: LocalBroker, tmp_path: Path
+) -> None:
+    stage = Stage(broker, tmp_path)
+    stage.produce(traffic())
+    idle = Sealer(stage.settings, member="same", store=stage.store)
+    stage.drain(idle)
+    other = Sealer(stage.settings, member="same", store=stage.store)
+    deadline = Deadline(TIMEOUT_S)
+
+    def step_both() -> None:
+        while not deadline.expired():
+            other.step()
+            idle.step()
+
+    try:
+        with pytest.raises(TransientError, match="put out of its group"):
+            step_both()
+    finally:
+        idle.close()
+        other.close()

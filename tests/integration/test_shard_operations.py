@@ -7,16 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 import freshet
 from infra.kafka.broker import LocalBroker
 from infra.log import hashed
 from infra.settings import as_environment
-from streams.client import flush, producer, send
+from streams.client import client_config, flush, producer, send
 from streams.codec import decode
 from streams.events import ShardSealed
 from streams.shards import read_shard
-from streams.topics import SHARDS
+from streams.topics import DEAD_LETTERS, SHARDS, WATCHES, Topic
 from tests.integration.sealer_stage import Stage, traffic, watch_event
 
 pytestmark = pytest.mark.integration
@@ -100,6 +102,22 @@ def test_verify_finds_what_is_wrong(stage: Stage, run: Run) -> None:
     ):
         assert problem in text, text
     assert "every offset" not in text
+
+
+@pytest.mark.parametrize("topic", [SHARDS, DEAD_LETTERS[WATCHES.name]])
+def test_verify_misses_nothing_that_has_outlived_its_retention(
+    stage: Stage, run: Run, topic: Topic
+) -> None:
+    assert sum(shard.dead_letters for shard in stage.outcome().shards) > 0
+    admin = AdminClient(client_config(stage.kafka))
+    name = topic.in_cluster(stage.kafka)
+    everything = [
+        TopicPartition(name, at, OFFSET_END) for at in range(topic.num_partitions(stage.kafka))
+    ]
+    for done in admin.delete_records(everything).values():
+        done.result(timeout=60)
+    status, text = run("shards", "verify")
+    assert status == 0, text
 
 
 def test_rebuilt_shards_hold_the_rows_of_the_announced_ones(stage: Stage, run: Run) -> None:

@@ -106,6 +106,55 @@ def test_child_that_was_healthy_for_long_begins_with_all_its_restarts_again(
     assert child.restarts == 0
 
 
+def test_child_that_needs_another_is_started_again_with_it(running: Supervisor) -> None:
+    needed = running.start("needed", WAITS)
+    needing, neighbour = running.start("needing", WAITS, needs="needed"), running.start("x", WAITS)
+    for one in (needed, needing, neighbour):
+        until_up(one)
+    former = needing.process
+    kill_and_check(running, needed)
+
+    def up_again() -> bool:
+        running.check()
+        return starts(needing) > 1
+
+    wait_until(up_again, timeout_s=TIMEOUT_S, what="the restart of who needs it")
+    assert former.wait(TIMEOUT_S) == -signal.SIGKILL
+    assert (needed.restarts, needing.restarts, neighbour.restarts) == (1, 1, 0)
+
+
+def test_stop_ends_what_is_needed_after_what_needs_it(running: Supervisor) -> None:
+    needed = running.start("needed", WAITS)
+    last_word = (
+        f"import signal, os; os.kill({needed.process.pid}, 0); print('still there', flush=True)"
+    )
+    heeds = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(exec({last_word!r}))); {WAITS}"
+    needing = running.start("needing", heeds, needs="needed")
+    until_up(needed)
+    until_up(needing)
+    running.stop()
+    assert "still there" in needing.log_path.read_text()
+    assert needed.process.returncode == -signal.SIGTERM
+
+
+def test_log_that_is_too_long_begins_anew_and_the_one_before_is_kept(
+    tmp_path: Path,
+) -> None:
+    talks = "import time; print('x' * 3_000, flush=True); time.sleep(0.5); print('up', flush=True); time.sleep(600)"
+    with Supervisor(
+        tmp_path, {}, command=(sys.executable, "-c"), log_max_bytes=2_000
+    ) as supervisor:
+        child = supervisor.start("one", talks)
+        before = child.log_path.with_name("one.log.1")
+
+        def begun_anew() -> bool:
+            supervisor.check()
+            return before.exists() and child.log_path.read_text() == "up\n"
+
+        wait_until(begun_anew, timeout_s=TIMEOUT_S, what="a new beginning of the log")
+        assert before.read_text() == "x" * 3_000 + "\n"
+
+
 def test_stop_kills_what_ignores_sigterm_and_its_children(
     running: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 import ray
+from confluent_kafka import KafkaError, KafkaException, Message
 from prometheus_client import REGISTRY
 
 from infra.errors import TransientError
@@ -29,7 +31,7 @@ from streams.events import (
     ImpressionItem,
     ImpressionsShown,
 )
-from streams.topics import CHECKPOINTS, IMPRESSIONS
+from streams.topics import CHECKPOINTS, IMPRESSIONS, Topic
 from tests.integration.training_stage import (
     Running,
     announce_shard,
@@ -83,6 +85,26 @@ def test_round_is_repeated_when_the_actor_is_killed(ray_cluster: None, settings:
     running.await_rounds(1)
     running.stop()
     assert [one.shard_ids for one in promoted(settings)] == [(), ("shard-0",)]
+
+
+def test_brokers_that_are_away_are_waited_for(
+    ray_cluster: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(settings)
+    read_to_end, failed = TopicReader.read_to_end, threading.Event()
+
+    def fails_once(reader: TopicReader) -> Iterator[tuple[Topic, Message]]:
+        if not failed.is_set():
+            failed.set()
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+        return read_to_end(reader)
+
+    monkeypatch.setattr(TopicReader, "read_to_end", fails_once)
+    assert failed.wait(240)
+    announce_shard(settings, 0, some_rows(0))
+    running.await_rounds(1)
+    running.stop()
+    assert promoted(settings)[-1].shard_ids == ("shard-0",)
 
 
 def test_loop_whose_actor_has_workers_ends_with_it(ray_cluster: None, settings: Settings) -> None:

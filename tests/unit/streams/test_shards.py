@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,30 @@ def test_verify_finds_any_lost_or_repeated_shard(sizes: list[int], chance: rando
     lost = chance.randrange(1, len(sizes))
     if lost < len(sizes) - 1:  # a missing last one cannot show
         assert verify_shards(announced[:lost] + announced[lost + 1 :])
+
+
+FIRST_READERS = """
+import importlib, msgspec, sys, threading
+from streams import shards
+sys.setswitchinterval(1e-6)
+row = {"user_id": "u", "region": None, "age": None, "gender": None, "device": None, "language": None, "history": [],
+       "watches": [], "codebook_version": 1}
+def read():
+    together.wait()
+    msgspec.convert([row], list[fresh.ShardRow])
+for _ in range(100):
+    fresh = importlib.reload(shards)  # as in a process that has read none yet
+    together = threading.Barrier(4)
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+"""
+
+
+def test_first_shards_of_a_process_can_be_read_by_several_threads_at_once() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", FIRST_READERS], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
