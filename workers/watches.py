@@ -19,7 +19,7 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from infra import metrics
 from infra.clock import now_ms
@@ -265,7 +265,8 @@ def _failed(message: Message) -> bool:
     error = message.error()
     if error is None:
         return False
-    if error.fatal():
+    # A message that says so has the code, and does not call itself fatal.
+    if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - its public name
         raise TransientError(
             f"this sealer was put out of its group: {error}; another process has its member name"
         )
