@@ -26,6 +26,7 @@ def loss_of(lrm: Lrm, text: str) -> float:
 
 
 @pytest.mark.integration
+@pytest.mark.long
 def test_smollm2_takes_codes_in_and_keeps_its_english(tmp_path: Path) -> None:
     lrm = extended_lrm(SMOLLM2, SPACE, code_vectors())
     assert lrm.eos_token == lrm.pad_token == "<|im_end|>"

@@ -322,6 +322,7 @@ def show(settings: Settings, user_id: str | None, video_ids: list[str]) -> None:
     flush(client)
 
 
+@pytest.mark.long
 def test_adapters_are_announced_behind_their_base_once_each(
     ray_cluster: None, settings: Settings
 ) -> None:
