@@ -49,9 +49,8 @@ def run() -> None:
         while not stopping.wait(POLL_S):
             if ended := [part.pid for part in parts if not _lives(part)]:
                 get_logger().error("ray_ended", pids=ended)
-                os._exit(
-                    1
-                )  # leaving in order would wait for what is gone; the kernel ends the rest
+                # Leaving in order would wait for what is gone; the kernel ends the rest.
+                os._exit(1)
 
 
 def _lives(process: psutil.Process) -> bool:

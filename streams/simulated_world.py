@@ -45,8 +45,6 @@ class WorldSize:
     Attributes:
         viewers: in each arm.
         past_videos: uploaded before the start, at the same rate as after it.
-        bystanders: more viewers, who watched before the start and do not ask after it: models learn from more people
-            than an experiment is made with.
         past_visits: pages that each user looked through in the last `visiting_h` before the start, on average.
         asks_per_day: of each user, on average.
     """
@@ -56,7 +54,6 @@ class WorldSize:
     uploads_per_h: float
     hours: float
     asks_per_day: float
-    bystanders: int = 0
     past_visits: float = 60.0
     visiting_h: float = 168.0
 
@@ -80,7 +77,7 @@ class Upload(NamedTuple):
 
 
 class User(NamedTuple):
-    """A viewer in an arm, or a bystander in none; `number` is the viewer's, which twins share."""
+    """A viewer in an arm; `number` is the viewer's, which twins share."""
 
     user_id: str
     arm: str
@@ -112,7 +109,6 @@ class World:
     past: tuple[Upload, ...]
     new: tuple[Upload, ...]
     users: tuple[User, ...]
-    bystanders: tuple[User, ...]
     num_topics: int
 
     @cached_property
@@ -170,18 +166,14 @@ def make_world(
         Upload(int(time_ms), pool.videos[number])
         for time_ms, number in zip([*past_ms.tolist(), *new_ms], drawn, strict=True)
     ]
-    viewers = draw_viewers(size.viewers + size.bystanders, len(pool.topics), seed=seed)
+    viewers = draw_viewers(size.viewers, len(pool.topics), seed=seed)
     return World(
         size,
         seed,
         start_ms,
         tuple(uploads[: size.past_videos]),
         tuple(uploads[size.past_videos :]),
-        tuple(_twins(viewers[: size.viewers], experiment)),
-        tuple(
-            User(f"bystander-{number}", "", number, viewer)
-            for number, viewer in enumerate(viewers[size.viewers :], size.viewers)
-        ),
+        tuple(_twins(viewers, experiment)),
         len(pool.topics),
     )
 
@@ -229,16 +221,15 @@ def past_of(world: World) -> Timeline:
     pages = _FrontPages(world, rng)
     moments: list[tuple[int, int]] = []
     first_ms = world.start_ms - round(world.size.visiting_h * HOUR_MS)
-    users = (*world.users, *world.bystanders)
-    for at in range(len(users)):
+    for at in range(len(world.users)):
         times = rng.integers(first_ms, world.start_ms, rng.poisson(world.size.past_visits))
         moments += [(int(time_ms), at) for time_ms in times]
     beside = rng.random(len(moments)) < WATCH_NEXT_SHARE
-    seen: dict[str, dict[str, None]] = {user.user_id: {} for user in users}
+    seen: dict[str, dict[str, None]] = {user.user_id: {} for user in world.users}
     moods = dict.fromkeys(seen, Mood(np.zeros(world.num_topics)))
     watches = []
     for number, (time_ms, at) in enumerate(sorted(moments)):
-        user = users[at]
+        user = world.users[at]
         slate = pages.page(user.viewer, time_ms)
         found = visit(
             user.viewer,

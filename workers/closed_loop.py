@@ -106,11 +106,9 @@ class Loop:
             self._twins[user.number].append(user)
 
     def remember(self, user_id: str, video_id: str) -> None:
-        """Take in a watch of the past; of a bystander it counts as a view only."""
+        """Take in a watch of the past."""
         self._views[video_id] += 1
-        state = self._users.get(user_id)
-        if state is None:
-            return
+        state = self._users[user_id]
         state.watched.add(video_id)
         state.last = video_id
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from streams.events import Surface
 from tests.soak.ledger import Seen
 from tests.soak.load import Shown, Stream, user_id
 from tests.soak.options import SoakOptions
+from tests.soak.threads import KeptThread
 
 K = 10
 THREADS = 32
@@ -76,11 +77,18 @@ class Asker:
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_S)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
+        self._lost: list[BaseException] = []
+        self._thread = KeptThread(self._run, name="asker")
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+
+    def check(self) -> None:
+        """Raise what ended the thread, or a request before it was written down."""
+        self._thread.check()
+        for error in self._lost:
+            raise error
 
     def stop(self) -> None:
         """Ask no more, and return when all answers are there."""
@@ -96,7 +104,11 @@ class Asker:
             if due_s > 0 and self._stopping.wait(due_s):
                 return
             number += 1
-            self._pool.submit(self._ask, self._body())
+            self._pool.submit(self._ask, self._body()).add_done_callback(self._note_lost)
+
+    def _note_lost(self, asked: Future[None]) -> None:
+        if (error := asked.exception()) is not None:
+            self._lost.append(error)
 
     def _body(self) -> dict[str, Any]:
         rng = self._rng

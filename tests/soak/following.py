@@ -29,6 +29,7 @@ from streams.topics import (
     Topic,
 )
 from tests.soak.ledger import Seen
+from tests.soak.threads import KeptThread
 from workers.training_state import checkpoint_versions, read_record
 
 LETTERS = (DEAD_LETTERS[UPLOADS.name], DEAD_LETTERS[WATCHES.name])
@@ -52,20 +53,17 @@ class Following:
         for name in self._models:
             seen.versions[name] = checkpoint_versions(self._store, name)
         self._stopping = threading.Event()
-        self.failure: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._supervised, args=(run,), daemon=True)
-            for run in (self._follow_topics, self._follow_checkpoints)
-        ]
+        self._threads = (
+            KeptThread(self._follow_topics, name="topics"),
+            KeptThread(self._follow_checkpoints, name="checkpoints"),
+        )
         for one in self._threads:
             one.start()
 
-    def _supervised(self, run: object) -> None:
-        assert callable(run)
-        try:
-            run()
-        except BaseException as error:  # noqa: BLE001 - for whoever waits
-            self.failure = error
+    def check(self) -> None:
+        """Raise what ended one of the threads."""
+        for one in self._threads:
+            one.check()
 
     def _follow_topics(self) -> None:
         while not self._stopping.is_set():

@@ -25,6 +25,7 @@ from streams.timeline import Timeline
 from streams.topics import UPLOADS, WATCHES, Topic
 from tests.soak.ledger import Place, Seen, Sent
 from tests.soak.options import EVENT_HOURS, SoakOptions
+from tests.soak.threads import KeptThread
 
 TICK_S = 0.05
 CLICKED_SHARE = 0.5
@@ -147,8 +148,7 @@ class Sender:
         self._settings, self._options, self._stream, self._sent = settings, options, stream, sent
         self._producer: Producer = producer(settings)
         self._stopping = threading.Event()
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread = KeptThread(self._send_until_stopped, name="sender")
 
     def start(self) -> None:
         """Begin."""
@@ -165,11 +165,9 @@ class Sender:
         if left := self._producer.flush(FLUSH_S):
             self._sent.failures.append(f"{left} records are not acknowledged after {FLUSH_S} s")
 
-    def _run(self) -> None:
-        try:
-            self._send_until_stopped()
-        except BaseException as error:  # noqa: BLE001 - for whoever waits
-            self.failure = error
+    def check(self) -> None:
+        """Raise what ended the thread."""
+        self._thread.check()
 
     def _send_until_stopped(self) -> None:
         started_s = time.monotonic()

@@ -156,4 +156,5 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        if self._process.poll() is None:
+            self.stop()

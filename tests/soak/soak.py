@@ -85,15 +85,11 @@ def run_soak(settings: Settings, options: SoakOptions, console: Console) -> int:
     soak = Soak(options, console)
     stream = Stream(options, past, later, soak.seen)
     console.print("[bold]2 of 4[/]  freshet up")
-    running = Running(settings, dict(os.environ))
-    try:
+    with Running(settings, dict(os.environ)) as running:
         running.wait()
         running.set_topics(topic_configs(options))
         report, checks = _measured(running, soak, stream)
-    except BaseException:
-        running.stop()
-        raise
-    checks["down in order, and nothing left"] = running.stop()
+        checks["down in order, and nothing left"] = running.stop()
     report |= {"checks": checks, "passed": not any(checks.values())}
     report |= {"options": asdict(options), "wall_s": round(time.time() - started_s), **provenance()}
     path = settings.var_dir / "report.json"
@@ -128,10 +124,8 @@ def _measured(
     asker = Asker(running.url, options, stream, soak.seen)
 
     def check() -> None:
-        running.check()
-        for failure in (following.failure, sender.failure):
-            if failure is not None:
-                raise failure
+        for one in (running, following, sender, asker):
+            one.check()
 
     console.print(
         f"[bold]3 of 4[/]  {options.minutes:g} min of load: {options.uploads_per_s:g} uploads, "
@@ -150,6 +144,7 @@ def _measured(
         sender.halt()
         asker.stop()
         following.stop()
+    check()
     checks = _checks(running, soak, killer, asker)
     load_s = options.load_s
     report = {

@@ -41,6 +41,19 @@ def test_another_seed_is_another_world_and_the_same_one_the_same() -> None:
     assert list(one.uploads) == list(again.uploads) != list(other.uploads)
 
 
+def test_past_has_both_surfaces_as_often_as_the_loop_and_names_what_was_watched_last() -> None:
+    watches = past_of(small_world(viewers=40)).watches()
+    beside = [watch for watch in watches if watch.surface == "watch_next"]
+    assert len(beside) / len(watches) == pytest.approx(0.3, abs=0.08)
+    assert {watch.surface for watch in watches} == {"home", "watch_next"}
+    of_user: dict[str, list[str]] = {}
+    for watch in watches:
+        known = of_user.setdefault(watch.user_id, [])
+        assert (watch.surface == "watch_next") == (watch.context_video_id is not None)
+        assert watch.context_video_id is None or watch.context_video_id in known
+        known.append(watch.video_id)
+
+
 def test_asks_are_in_order_within_the_loop_and_beside_a_video_now_and_then() -> None:
     asks = small_world(viewers=40).asks()
     times = [ask.time_ms for ask in asks]
