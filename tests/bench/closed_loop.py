@@ -5,8 +5,8 @@ two arms on the same viewers and videos within a seed; over seeds their geometri
 their logarithms, or with one seed the interval within it. Velocity is the hash arm's median time to the view threshold
 over the arm's, a video that never gets there counted with the whole window.
 
-A seed takes a quarter of an hour or more. What it measured is kept in `var/bench/closed_loop`, and is not measured again at the
-same commit without changes: `BENCH_SEEDS="0 1"`, then `BENCH_SEEDS="0 1 2"` measures two and one.
+A seed takes a quarter of an hour or more. What it measured is kept in `var/bench/closed_loop`, and is not measured
+again at the same commit without changes: `BENCH_SEEDS="0 1"`, then `BENCH_SEEDS="0 1 2"` measures two and one.
 `BENCH_SCALE=0.1` is a small try, whose figures mean nothing.
 """
 
