@@ -163,6 +163,13 @@ class TrainingSettings(_Group):
         lt=1,
         description="share of the rows of an LRM's round drawn from the replay reservoir",
     )
+    reward_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how much of what a watch counts in an LRM's loss follows from how much of the video was watched: "
+        "0, all count the same; 1, in proportion",
+    )
     evaluate_max: int = Field(
         64, ge=0, description="new rows scored before each round trains on them"
     )

@@ -34,6 +34,7 @@ from models.tasks import (
 )
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+REWARD_MIN = 0.05
 HIDDEN = torch.finfo(
     torch.float32
 ).min  # minus infinity would be no number where a row has nothing else
@@ -41,21 +42,26 @@ HIDDEN = torch.finfo(
 
 @dataclass(frozen=True)
 class Example:
-    """One text as token ids, with the label of each token, or IGNORED where nothing is to be learned."""
+    """One text as token ids, with the label of each token, or IGNORED where nothing is to be learned.
+
+    `weights` say how much each label counts in the loss; without them each counts once.
+    """
 
     token_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Block:
     """Several examples side by side, none of which sees another.
 
-    Shapes: token_ids_T, labels_T, position_ids_T, segment_T int64; segment_T numbers the examples.
+    Shapes: token_ids_T, labels_T, position_ids_T, segment_T int64, weights_T float32; segment_T numbers the examples.
     """
 
     token_ids_T: Tensor
     labels_T: Tensor
+    weights_T: Tensor
     position_ids_T: Tensor
     segment_T: Tensor
 
@@ -64,14 +70,24 @@ class Block:
 class Batch:
     """The blocks of a step side by side, as a model reads them.
 
-    Shapes: token_ids_BT, labels_BT, position_ids_BT int64; mask_B1TT float32: added to the attention's scores, 0 where
-    a token (third axis) sees another (fourth), within its own example and not behind it.
+    Shapes: token_ids_BT, labels_BT, position_ids_BT int64; weights_BT float32; mask_B1TT float32: added to the
+    attention's scores, 0 where a token (third axis) sees another (fourth), within its own example and not behind it.
     """
 
     token_ids_BT: Tensor
     labels_BT: Tensor
+    weights_BT: Tensor
     position_ids_BT: Tensor
     mask_B1TT: Tensor
+
+
+def reward(watch: WatchLike, share: float) -> float:
+    """Return how much a watch counts in the loss; `share` of it follows how much of the video was watched.
+
+    PLUM (2510.07784, on supervised fine-tuning) weighs what was clicked by a reward. What was left at once still
+    counts a little: it was clicked.
+    """
+    return 1 - share + share * max(REWARD_MIN, watch.percent / 100)
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,12 @@ def behaviour_examples(
     *,
     context_min: int = 8,
     surface: str | None = None,
+    reward_share: float = 0.0,
 ) -> list[Example]:
     """Return texts in which the codes of each *new* watch are learned from all that came before.
 
-    With a surface only its watches are learned, from those of all surfaces; texts without any are left out.
+    With a surface only its watches are learned, from those of all surfaces; texts without any are left out. With a
+    `reward_share` watches count by `reward`.
 
     A text holds at most `history_max` watches, so that no position is trained that serving never sees; a long row
     becomes several texts, each opening with at least `context_min` earlier watches where there are any.
@@ -115,14 +133,21 @@ def behaviour_examples(
             if learned:  # nothing behind the last of them is worth its tokens
                 some = everything[start : learned[-1] + 1]
                 examples.append(
-                    _behaviour(lrm, row.viewer, some, first_new - start, videos, surface)
+                    _behaviour(
+                        lrm, row.viewer, some, first_new - start, videos, surface, reward_share
+                    )
                 )
             first_new = end
     return examples
 
 
 def window_examples(
-    lrm: Lrm, histories: Iterable[Behaviour], videos: Videos, rng: random.Random
+    lrm: Lrm,
+    histories: Iterable[Behaviour],
+    videos: Videos,
+    rng: random.Random,
+    *,
+    reward_share: float = 0.0,
 ) -> list[Example]:
     """Return texts in which the codes of *every* new watch are learned, each history cut at a random place.
 
@@ -135,7 +160,8 @@ def window_examples(
         end = rng.randint(1, lrm.history_max) if len(watches) > lrm.history_max else len(watches)
         start = 0
         while start < len(watches):
-            examples.append(_behaviour(lrm, one.viewer, watches[start:end], 0, videos))
+            some = watches[start:end]
+            examples.append(_behaviour(lrm, one.viewer, some, 0, videos, reward_share=reward_share))
             start, end = end, end + lrm.history_max
     return examples
 
@@ -147,10 +173,12 @@ def _behaviour(
     first_new: int,
     videos: Videos,
     surface: str | None = None,
+    reward_share: float = 0.0,
 ) -> Example:
     head = render_viewer(viewer)
     token_ids = lrm.encode(head)
     labels = [IGNORED] * len(token_ids)
+    weights = [1.0] * len(token_ids)
     num_levels = lrm.space.num_levels
     lines = render_history(watches, videos)
     for index, (watch, (ask, watched)) in enumerate(zip(watches, lines, strict=True)):
@@ -161,7 +189,8 @@ def _behaviour(
         is_learned = index >= first_new and surface in (None, watch.surface)
         learned = num_levels if is_learned else 0
         labels += ids[:learned] + [IGNORED] * (len(ids) - learned)
-    return Example(tuple(token_ids), tuple(labels))
+        weights += [reward(watch, reward_share)] * (len(before) + len(ids))
+    return Example(tuple(token_ids), tuple(labels), tuple(weights))
 
 
 def text_examples(lrm: Lrm, texts: Iterable[Text]) -> list[Example]:
@@ -211,15 +240,19 @@ def pack(examples: Iterable[Example], *, block_tokens: int, rng: random.Random) 
 def _block(members: Sequence[Example], block_tokens: int) -> Block:
     token_ids: list[int] = []
     labels: list[int] = []
+    weights: list[float] = []
     positions: list[int] = []
     segments: list[int] = []
     for segment, example in enumerate(members):
         ids = example.token_ids[-block_tokens:]
         token_ids += ids
         labels += (IGNORED, *example.labels[-block_tokens:][1:])  # nothing predicts a first token
+        weights += example.weights[-block_tokens:] or [1.0] * len(ids)
         positions += range(len(ids))
         segments += [segment] * len(ids)
-    return Block(*(torch.tensor(values) for values in (token_ids, labels, positions, segments)))
+    return Block(
+        *(torch.tensor(values) for values in (token_ids, labels, weights, positions, segments))
+    )
 
 
 def collate(blocks: Sequence[Block], *, pad_token_id: int) -> Batch:
@@ -235,6 +268,7 @@ def collate(blocks: Sequence[Block], *, pad_token_id: int) -> Batch:
     return Batch(
         token_ids_BT=stacked((block.token_ids_T for block in blocks), pad_token_id),
         labels_BT=stacked((block.labels_T for block in blocks), IGNORED),
+        weights_BT=stacked((block.weights_T for block in blocks), 0),
         position_ids_BT=stacked((block.position_ids_T for block in blocks), 0),
         mask_B1TT=mask_BTT[:, None],
     )

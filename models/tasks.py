@@ -179,12 +179,15 @@ class Recipe:
         masked: times per row.
         intent: times per row.
         related: times per new watch that followed another video.
+        reward_share: how much of what a watch counts in its history's loss follows from how much of the video was
+            watched; see `models.examples.reward`.
     """
 
     video_tasks: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VIDEO_TASKS, 1))
     masked: float = 0.1
     intent: float = 0.2
     related: float = 0.03
+    reward_share: float = 0.0
 
     def __post_init__(self) -> None:
         if unknown := self.video_tasks.keys() - VIDEO_TASKS.keys():

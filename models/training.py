@@ -130,7 +130,7 @@ def initial_learning_rate(config: TrainingConfig, step: int, num_steps: int) -> 
 
 
 def batch_loss(lrm: Lrm, blocks: Sequence[Block], *, bfloat16: bool = False) -> Tensor:
-    """Return the mean cross-entropy, in nats, over the labelled tokens of some blocks.
+    """Return the weighted mean cross-entropy, in nats, over the labelled tokens of some blocks.
 
     Logits are computed for the labelled positions only: behind a history of fifty watches that is a fraction.
     """
@@ -146,7 +146,9 @@ def batch_loss(lrm: Lrm, blocks: Sequence[Block], *, bfloat16: bool = False) -> 
             use_cache=False,
         ).last_hidden_state
         logits_NV = lrm.model.get_output_embeddings()(hidden_BTD[:, :-1][wanted_BT])
-    return cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT])
+    losses_N = cross_entropy(logits_NV.float(), labels_BT[:, 1:][wanted_BT], reduction="none")
+    weights_N = batch.weights_BT.to(device)[:, 1:][wanted_BT]
+    return (losses_N * weights_N).sum() / weights_N.sum()
 
 
 def train_on(
@@ -206,7 +208,8 @@ def _backward(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
     mine = blocks[part.rank :: part.of]
-    share = _num_labels(mine) / max(1, _num_labels(blocks))
+    total = _weight_of(blocks)
+    share = _weight_of(mine) / total if total else 0.0
     loss = torch.zeros((), device=lrm.model.device)
     if mine:
         loss = share * batch_loss(lrm, mine, bfloat16=config.bfloat16)
@@ -214,8 +217,8 @@ def _backward(
     return _add_up(lrm, loss.detach())
 
 
-def _num_labels(blocks: Sequence[Block]) -> int:
-    return sum(int((block.labels_T[1:] != IGNORED).sum()) for block in blocks)
+def _weight_of(blocks: Sequence[Block]) -> float:
+    return sum(float(block.weights_T[block.labels_T != IGNORED].sum()) for block in blocks)
 
 
 def _add_up(lrm: Lrm, loss: Tensor) -> float:

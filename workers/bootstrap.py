@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +96,8 @@ def bootstrap(
     """
     warm()  # the trie's compiled search is on disk before training and serving want it, both at once
     config = config or BootstrapConfig()
+    recipe = replace(config.recipe, reward_share=settings.training.reward_share)
+    config = replace(config, recipe=recipe)
     if settings.training.base_model != NANO_MODEL:
         find_base_model(settings.training.base_model)  # before anything that takes minutes
         config = config.for_pretrained()

@@ -153,7 +153,9 @@ def _epochs(
         examples = rng.sample(metadata, round(config.metadata_share * len(metadata)))
         some = rng.sample(rows, round(config.watch_texts_share * len(rows)))
         examples += watch_text_examples(lrm, behaviours(some), videos, config.recipe, rng)
-        examples += window_examples(lrm, histories, videos, rng)
+        examples += window_examples(
+            lrm, histories, videos, rng, reward_share=config.recipe.reward_share
+        )
         yield pack(examples, block_tokens=config.training.block_tokens, rng=rng)
 
 

@@ -41,9 +41,10 @@ SHARD_AGE_S = 20.0
 """In which a shard is as good as sure to have its watches: the age is for the last one."""
 WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
-BEAM_WIDTH = 10
-SMOOTHING = 0.8
-"""As much as costs the LRM of a simulated past no watch time; it shows ten times as many new videos then (LOG.md)."""
+BEAM_WIDTH = 30
+SMOOTHING = 0.6
+REWARD_SHARE = 1.0
+"""Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
 FIT_MAX_S = 400.0
 """So that the first LRM has all its epochs on a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
@@ -89,6 +90,7 @@ def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
         serve__fresh_max_age_h=options.window_h,
         serve__beam_width=BEAM_WIDTH,
         serve__smoothing=SMOOTHING,
+        training__reward_share=REWARD_SHARE,
         freshness__new_video_age_h=options.window_h,
         freshness__window_h=options.window_h,
         freshness__view_threshold=options.view_threshold,

@@ -25,6 +25,7 @@ from infra.errors import GateError, TransientError
 from infra.settings import Settings
 from infra.storage import ObjectStore
 from models.semantic_id import SemanticId
+from models.tasks import Recipe
 from streams.events import SemanticIdAssigned
 from streams.shards import ShardRow
 from workers.adapter_rounds import AdapterRecord, run_adapters
@@ -247,7 +248,11 @@ class LrmTrainer(Trainer):
             videos=self._videos,
             erased_users=task.erased_users,
         )
-        limits = RoundLimits(training.replay_share, training.evaluate_max)
+        limits = RoundLimits(
+            training.replay_share,
+            training.evaluate_max,
+            recipe=Recipe(reward_share=training.reward_share),
+        )
         result = run_round(self._state, new, limits, train=self._train)
         adapters = run_adapters(self._state, new, limits, names=training.adapters, shown=task.shown)
         result.laps.end("adapters")

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from infra.clock import Laps
 from models.evaluation import ndcg_at_k, recall_at_k
@@ -129,11 +130,12 @@ def run_round(
 def _examples(state: TrainingState, new: RoundInput, limits: RoundLimits) -> list[Example]:
     """Return the examples of new rows and new videos, and of replayed rows as a share of all rows' histories."""
     lrm, rng, recipe, share = state.lrm, state.rng, limits.recipe, limits.replay_share
+    by_reward = partial(behaviour_examples, lrm, reward_share=recipe.reward_share)
     fresh = behaviours(new.rows)
-    histories = behaviour_examples(lrm, fresh, new.videos)
+    histories = by_reward(fresh, new.videos)
     num_replayed = round(len(histories) * share / (1 - share))
     replayed = rng.sample(state.reservoir.rows, min(num_replayed, len(state.reservoir.rows)))
-    old = behaviour_examples(lrm, behaviours(replayed), new.videos)
+    old = by_reward(behaviours(replayed), new.videos)
     rng.shuffle(old)
     return [
         *histories,

@@ -192,7 +192,7 @@ def test_only_what_happens_within_counts_as_spent() -> None:
 def test_epochs_are_cut_into_few_steps_without_loss() -> None:
     config = TrainingConfig(blocks_per_step=2)
     tensor = torch.zeros(1)
-    blocks = [Block(tensor, tensor, tensor, tensor) for _ in range(37)]
+    blocks = [Block(tensor, tensor, tensor, tensor, tensor) for _ in range(37)]
     parts = list(in_steps(iter([blocks, blocks[:3]]), config))
     assert [len(part) for part in parts] == [16, 16, 5, 3]
     assert parts[0] + parts[1] + parts[2] == blocks

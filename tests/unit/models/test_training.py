@@ -3,11 +3,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from models.examples import (
     IGNORED,
+    REWARD_MIN,
     Behaviour,
     Block,
     Example,
@@ -101,6 +103,46 @@ def test_packed_loss_equals_the_loss_of_each_example_alone() -> None:
         total += cross_entropy(logits[wanted], labels[1:][wanted], reduction="sum").item()
         count += int(wanted.sum())
     assert abs(packed - total / count) < 1e-4
+
+
+def test_watches_count_by_how_much_of_them_was_watched() -> None:
+    lrm = tiny_lrm()
+    watches = [
+        SeenWatch("v1", percent=100),
+        SeenWatch("v2", percent=40),
+        SeenWatch("v3", percent=0),
+    ]
+    row, levels = Behaviour(None, [], watches), lrm.space.num_levels
+
+    def weights_of(examples: list[Example]) -> list[float]:
+        [one] = examples
+        learned = zip(one.labels, one.weights, strict=True)
+        return [weight for label, weight in learned if label != IGNORED]
+
+    halves = behaviour_examples(lrm, [row], VIDEOS, reward_share=0.5)
+    assert weights_of(halves) == pytest.approx([1.0] * levels + [0.7] * levels + [0.525] * levels)
+    whole = window_examples(lrm, [row], VIDEOS, random.Random(0), reward_share=1.0)
+    assert weights_of(whole) == pytest.approx(
+        [1.0] * levels + [0.4] * levels + [REWARD_MIN] * levels
+    )
+    equal = behaviour_examples(lrm, [row], VIDEOS)
+    assert weights_of(equal) == [1.0] * 3 * levels
+
+
+def test_loss_is_the_mean_by_weight() -> None:
+    lrm = tiny_lrm()
+    rows = [
+        Behaviour(None, [], [SeenWatch(name, percent=share)])
+        for name, share in (("v1", 90), ("v2", 10))
+    ]
+    [alone, other] = [behaviour_examples(lrm, [row], VIDEOS) for row in rows]
+    losses = [
+        evaluate_loss(lrm, pack(one, block_tokens=128, rng=random.Random(0)))
+        for one in (alone, other)
+    ]
+    both = behaviour_examples(lrm, rows, VIDEOS, reward_share=1.0)
+    found = evaluate_loss(lrm, pack(both, block_tokens=128, rng=random.Random(0)))
+    assert found == pytest.approx(0.9 * losses[0] + 0.1 * losses[1], rel=1e-5)
 
 
 def test_training_lowers_the_loss() -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from infra.errors import GateError, TransientError, VersionMismatchError
 from infra.storage import ObjectStore
@@ -58,6 +60,26 @@ def test_round_scores_new_watches_and_moves_the_state_on() -> None:
     assert state.steps == len(result.losses) > 0
     assert state.reservoir.seen == 6
     assert state.newest_event_time_ms == 1005
+
+
+def test_round_weighs_watches_by_how_much_was_watched_if_it_is_told_to() -> None:
+    new = round_input(0)
+    rows = [
+        structs.replace(
+            row,
+            watches=[
+                structs.replace(watch, percent=10 if place % 2 else 100)
+                for place, watch in enumerate(row.watches)
+            ],
+        )
+        for row in new.rows
+    ]
+    new = replace(new, rows=rows)
+    equal = run_round(fresh_state(), new, LIMITS)
+    told = replace(LIMITS, recipe=replace(LIMITS.recipe, reward_share=1.0))
+    weighed = run_round(fresh_state(), new, told)
+    assert len(equal.losses) == len(weighed.losses)
+    assert equal.losses != weighed.losses
 
 
 def test_round_counts_watches_of_videos_without_a_semantic_id() -> None:
