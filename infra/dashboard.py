@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.metrics import STAGE_METRICS
+
 WRITTEN = Path(__file__).parent / "grafana" / "provisioning" / "dashboards" / "freshet.json"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 WIDTH, HEIGHT, COLUMNS = 24, 7, 3  # Grafana's grid is 24 wide
@@ -138,7 +140,11 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Stages": [
         Panel(
             "Delay of each stage",
-            _quantiles("freshet_stage_delay_seconds", "stage"),
+            {
+                query: legend
+                for stage, name in STAGE_METRICS.items()
+                for query, legend in _quantiles(name, "", legend=stage).items()
+            },
             unit="s",
             thresholds=(5, 60, 300),
         ),
@@ -160,7 +166,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             "Dead letters per second",
-            _per_s("freshet_dead_letters_total", "topic, reason"),
+            _per_s("freshet_dlq_records_total", "topic, reason"),
             unit="reqps",
         ),
     ],
@@ -309,7 +315,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel("New videos in these figures", {"max(freshet_codebook_window_videos)": "videos"}),
         Panel(
             "Shards per hour",
-            {"sum by (outcome) (increase(freshet_shards_sealed_total[1h]))": "{{outcome}}"},
+            {"sum by (outcome) (increase(freshet_shard_seal_total[1h]))": "{{outcome}}"},
         ),
         Panel(
             "Watches in shards, per second",

@@ -1,7 +1,7 @@
 """Every Prometheus metric of Freshet, in one place; ids of users and videos are never labels.
 
 Names are `freshet_<subsystem>_<what>_<unit>[_total]`; buckets contain the objectives (5 s, 60 s, 300 s) exactly. Ages
-are exported as times, and taken in PromQL: the age of a process that is gone grows on. What an alert counts exists from
+are exported as times, and taken in PromQL: that of a process that is gone grows on. What an alert counts exists from
 the start, at zero: Prometheus cannot see the first step of a series that begins with it.
 """
 
@@ -39,17 +39,30 @@ STAGE_BUCKETS_S = (
     7200,
 )
 
-STAGE_DELAY = Histogram(
-    "freshet_stage_delay_seconds",
-    "Seconds from one stage to the next, on broker append times and the wall clock.",
-    ["stage"],
-    buckets=STAGE_BUCKETS_S,
-)
+STAGE_METRICS = {
+    "upload_to_sid": "freshet_event_to_sid_seconds",
+    "upload_to_servable": "freshet_upload_to_first_recommendable_seconds",
+    "upload_to_first_shown": "freshet_upload_to_first_shown_seconds",
+    "upload_to_first_watched": "freshet_upload_to_first_watched_seconds",
+    "watch_to_shard": "freshet_event_to_shard_seconds",
+    "shard_to_checkpoint": "freshet_shard_to_checkpoint_seconds",
+    "checkpoint_to_serving": "freshet_checkpoint_to_serving_seconds",
+    "watch_to_serving": "freshet_watch_to_serving_seconds",
+}
+STAGE_DELAYS = {
+    stage: Histogram(
+        name,
+        f"Seconds from {stage.replace('_', ' ')}, on broker append times and the wall clock.",
+        buckets=STAGE_BUCKETS_S,
+    )
+    for stage, name in STAGE_METRICS.items()
+}
+"""By stage; each is observed in one process, where the stage ends."""
 RECORDS = Counter(
     "freshet_records_total", "Records handled, by topic and outcome.", ["topic", "outcome"]
 )
 DEAD_LETTERS = Counter(
-    "freshet_dead_letters_total", "Records refused, by topic and reason.", ["topic", "reason"]
+    "freshet_dlq_records_total", "Records refused, by topic and reason.", ["topic", "reason"]
 )
 LOOP_LAG = Histogram(
     "freshet_worker_loop_lag_seconds",
@@ -74,7 +87,7 @@ CODEBOOK_COLLISIONS = Gauge(
     "freshet_codebook_collision_ratio",
     "Share of the newest videos with whom another of them shares all codes.",
 )
-SHARDS = Counter("freshet_shards_sealed_total", "Training shards sealed, by outcome.", ["outcome"])
+SHARDS = Counter("freshet_shard_seal_total", "Training shards sealed, by outcome.", ["outcome"])
 LATE_WATCHES = Counter(
     "freshet_late_watches_total", "Watches in shards that were behind their partition's watermark."
 )
@@ -155,6 +168,11 @@ SERVED_TRAINED_UNTIL = Gauge(
     "Event time of the newest watch that the version that answers has learned.",
     ["model_name"],
 )
+MODEL_AGE = Gauge(
+    "freshet_serving_model_age_seconds",
+    "Since the event time of the newest watch that the version that answers has learned, as its process sees it.",
+    ["model_name"],
+)
 LIVE_VIDEOS = Gauge("freshet_serving_live_videos", "Videos that the trie holds.")
 IMPRESSIONS = Counter(
     "freshet_freshness_impressions_total",
@@ -168,7 +186,7 @@ COVERAGE = Gauge(
 )
 DELAY_QUANTILE = Gauge(
     "freshet_freshness_delay_seconds",
-    "Quantiles of all delays so far, by stage; of a window, take them from freshet_stage_delay_seconds.",
+    "Quantiles of all delays so far, by stage; of a window, take them from the stages' histograms.",
     ["stage", "quantile"],
 )
 MODEL_VERSION = Gauge(

@@ -74,8 +74,6 @@ class SwapLog:
 
     def __init__(self, *, replica: str) -> None:
         self._replica = replica
-        for stage in ("checkpoint_to_serving", "watch_to_serving"):
-            metrics.STAGE_DELAY.labels(stage)
         self.swaps = 0
         self.rejected_swaps = 0
 
@@ -113,16 +111,18 @@ def _expose(promoted: CheckpointPromoted) -> None:
     metrics.SERVED_VERSION.labels(name).set(promoted.model_version)
     metrics.SERVED_PROMOTED.labels(name).set(promoted.promoted_time_ms / 1000)
     if promoted.newest_event_time_ms:
-        metrics.SERVED_TRAINED_UNTIL.labels(name).set(promoted.newest_event_time_ms / 1000)
+        trained_until_s = promoted.newest_event_time_ms / 1000
+        metrics.SERVED_TRAINED_UNTIL.labels(name).set(trained_until_s)
+        metrics.MODEL_AGE.labels(name).set_function(lambda: time.time() - trained_until_s)
 
 
 def _observe_stage(promoted: CheckpointPromoted, report: SwapReported) -> None:
     if report.previous_version:  # the first model of a replica may have been promoted long ago
         delay_s = (report.swapped_time_ms - promoted.promoted_time_ms) / 1000
-        metrics.STAGE_DELAY.labels(stage="checkpoint_to_serving").observe(delay_s)
+        metrics.STAGE_DELAYS["checkpoint_to_serving"].observe(delay_s)
     if promoted.first_append_time_ms and promoted.model_version > report.previous_version > 0:
         delay_s = (report.swapped_time_ms - promoted.first_append_time_ms) / 1000
-        metrics.STAGE_DELAY.labels(stage="watch_to_serving").observe(delay_s)
+        metrics.STAGE_DELAYS["watch_to_serving"].observe(delay_s)
     metrics.LAST_SUCCESS.labels(stage="checkpoint_to_serving").set_to_current_time()
 
 

@@ -21,7 +21,7 @@ class ServableReports:
 
     def __init__(self, reports: Reports, *, replica: str) -> None:
         self._reports, self._replica = reports, replica
-        self._delay = metrics.STAGE_DELAY.labels(stage="upload_to_servable")
+        self._delay = metrics.STAGE_DELAYS["upload_to_servable"]
         self._said: set[tuple[str, int]] = set()
 
     def restore(self, settings: Settings) -> Offsets:

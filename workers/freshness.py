@@ -25,6 +25,8 @@ One process is enough, and a second one on the same folder is refused. Knows not
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import faust
@@ -49,6 +51,7 @@ from streams.topics import (
     Topic,
 )
 from workers.faust_app import (
+    LAG_EVERY_S,
     Publisher,
     create_faust_app,
     handle_batches,
@@ -72,6 +75,7 @@ SHOW_EVERY_S = 2.0
 BATCH_WAIT_S = 1.0
 POLL_S = 0.5
 RETRY_S = 1.0
+Partition = tuple[str, int]
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -136,14 +140,24 @@ async def _read_committed(app: faust.App, kafka: KafkaSettings, worker: Freshnes
 
 
 async def _follow_reader(app: faust.App, kafka: KafkaSettings, worker: FreshnessWorker) -> None:
-    start = worker.next_offsets(COMMITTED)
+    start, lag_shown = worker.next_offsets(COMMITTED), 0.0
     with await asyncio.to_thread(TopicReader, kafka, COMMITTED, start=start) as reader:
         while not app.should_stop:
+            if time.monotonic() - lag_shown >= LAG_EVERY_S:
+                _expose_lag(reader.next_offsets, await asyncio.to_thread(reader.end_offsets))
+                lag_shown = time.monotonic()
             found = await asyncio.to_thread(reader.poll, timeout_s=POLL_S)
             for topic in COMMITTED:
                 worker.count_committed(
                     topic, [_read_message(message) for of, message in found if of is topic]
                 )
+
+
+def _expose_lag(reached: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
+    """Say how many records are not counted; a transaction's closing marker is one until a record follows it."""
+    for topic in COMMITTED:
+        behind = sum(end - reached[at] for at, end in ends.items() if at[0] == topic.name)
+        metrics.CONSUMER_LAG.labels(topic.name).set(max(0, behind))
 
 
 def _read_message(message: Message) -> Read:

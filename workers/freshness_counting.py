@@ -206,7 +206,7 @@ class FreshnessWorker:
             counted += 1
             for delay in add(event, record.append_time_ms):
                 if delay.stage in OBSERVED_HERE:
-                    metrics.STAGE_DELAY.labels(delay.stage).observe(delay.seconds)
+                    metrics.STAGE_DELAYS[delay.stage].observe(delay.seconds)
         metrics.RECORDS.labels(topic.name, "counted").inc(counted)
         self._counted += 1
 

@@ -21,7 +21,7 @@ _OF_AN_ARM: Mapping[str, Gauge] = {
 def expose_report(report: Mapping[str, Any]) -> None:
     """Set all gauges from the figures as they are reported; what nobody knows, or no longer, is not exposed.
 
-    Delays only as quantiles of all so far: for a window, take `freshet_stage_delay_seconds`.
+    Delays only as quantiles of all so far: for a window, take the stages' histograms.
     """
     for arm, surfaces in report["by_arm"].items():
         for surface, shown in surfaces.items():

@@ -124,7 +124,7 @@ def _settlement(event: Any) -> Settlement:
 
 
 def _observe(settled: Iterable[Settlement], *, stale: int) -> None:
-    now, delay = now_ms(), metrics.STAGE_DELAY.labels("upload_to_sid")
+    now, delay = now_ms(), metrics.STAGE_DELAYS["upload_to_sid"]
     for each in settled:
         if each.value is None:
             metrics.RECORDS.labels(SEMANTIC_IDS.name, "removed").inc()

@@ -184,7 +184,7 @@ class TrainingLoop:
         self._conclude(outcome, task.shard_ids)
         if not outcome.refused and self.model_name == LRM_MODEL_NAME:
             for sealed_time_ms in sealed_times_ms:
-                metrics.STAGE_DELAY.labels(SHARD_STAGE).observe((now_ms() - sealed_time_ms) / 1000)
+                metrics.STAGE_DELAYS[SHARD_STAGE].observe((now_ms() - sealed_time_ms) / 1000)
         return outcome
 
     def _task(self, plan: Plan) -> RoundTask:

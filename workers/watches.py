@@ -277,7 +277,7 @@ def _failed(message: Message) -> bool:
 def _report(committed: Committed, shard: FilledShard, *, seconds: float) -> None:
     now, sealed = now_ms(), committed.sealed
     append_times_ms = committed.contents.append_times_ms
-    delay = metrics.STAGE_DELAY.labels(stage="watch_to_shard")
+    delay = metrics.STAGE_DELAYS["watch_to_shard"]
     sample = append_times_ms[:: 1 + len(append_times_ms) // DELAYS_PER_SHARD]
     for append_time_ms in sample.tolist():
         delay.observe((now - append_time_ms) / 1000)

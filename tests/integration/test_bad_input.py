@@ -170,7 +170,7 @@ def worker(
 def refused(worker: UploadsProcess, reason: str) -> float:
     """The metric of that reason."""
     port = worker.settings.metrics.uploads_port
-    wanted = f'freshet_dead_letters_total{{reason="{reason}",topic="{UPLOADS.name}"}}'
+    wanted = f'freshet_dlq_records_total{{reason="{reason}",topic="{UPLOADS.name}"}}'
     lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
     return sum(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted))
 

@@ -112,10 +112,11 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         settings,
         seed=options.seed,
         experiment__arms=ARMS,
+        serve__smoothing=0.8,  # so that each arm brings new videos to people
         watches__orphan_age_s=ORPHAN_AGE_S,
         training__keep_checkpoints=3,
         freshness__new_video_age_h=EVENT_HOURS / 6,
-        freshness__window_h=EVENT_HOURS / 12,
+        freshness__window_h=EVENT_HOURS / 8,
         freshness__lateness_s=1_800.0,
         freshness__view_threshold=3,
         freshness__hours=12,

@@ -22,7 +22,7 @@ from tests.soak.processes import Process
 
 MB = 1_000_000
 GROWTH_ALLOWED_BYTES, GROWTH_ALLOWED_SHARE = 24 * MB, 0.10
-WARM_UP_SHARE, WARM_UP_MIN_S = 0.1, 30.0
+WARM_UP_SHARE, WARM_UP_MIN_S = 0.1, 90.0
 """Of a run, and at least: what a life's beginning does not say anything about."""
 WATCHED_SHARE = 0.15
 """Of a run: who lived shorter, warm, is not judged."""

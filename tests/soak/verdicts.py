@@ -17,6 +17,7 @@ from tests.soak.ledger import Place, Seen, Sent
 
 ANSWERING = ("serve", "replica", "serve controller", *RAY_PARTS)
 """Whose kill may cost answers, until there is one again."""
+NOTICED_S = 15.0
 SHOWN = 5
 Window = tuple[float, float]
 
@@ -87,13 +88,28 @@ def _named(what: str, found: Iterable[str | Place | int]) -> list[str]:
 
 
 def excused(killed: Iterable[Killed], asked: Sequence[Asked]) -> list[Window]:
-    """Return when answers may fail: from the kill of one that answers until the next request that is answered."""
+    """Return when answers may fail: from the kill of one that answers until a request is answered again.
+
+    Without Ray's parts replicas go on for a moment: what fails within `NOTICED_S` is of the kill, too.
+    """
     windows = []
     for one in killed:
         if one.victim in ANSWERING:
-            again = [each.done_s for each in asked if each.status == 200 and each.sent_s > one.at_s]
+            noticed_s = one.at_s + (NOTICED_S if one.victim in RAY_PARTS else 0.0)
+            down = [
+                each.sent_s
+                for each in asked
+                if _failed(each) and one.at_s <= each.sent_s <= noticed_s
+            ]
+            down_s = max(down, default=one.at_s)
+            again = [each.done_s for each in asked if each.status == 200 and each.sent_s > down_s]
             windows.append((one.at_s, min(again, default=math.inf)))
     return windows
+
+
+def _failed(one: Asked) -> bool:
+    """Whether it got no answer, or a server's error."""
+    return one.status == 0 or one.status >= 500
 
 
 def failures_outside(asked: Sequence[Asked], windows: Sequence[Window]) -> list[Asked]:
@@ -101,7 +117,7 @@ def failures_outside(asked: Sequence[Asked], windows: Sequence[Window]) -> list[
     return [
         one
         for one in asked
-        if (one.status == 0 or one.status >= 500)
+        if _failed(one)
         and not any(began <= one.done_s and one.sent_s <= ended for began, ended in windows)
     ]
 

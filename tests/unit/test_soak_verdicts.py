@@ -172,6 +172,22 @@ def test_request_that_fails_while_nobody_who_answers_is_dead_is_found(at_s: floa
     assert "failed while nobody who answers was dead" in answered_badly(answers, killed)[0]
 
 
+def test_replicas_that_outlive_the_kill_of_ray_for_a_moment_are_no_end_of_the_outage() -> None:
+    killed = [Killed("gcs_server", 1, at_s=10.0)]
+    answers = [
+        asked(11),
+        asked(17, 0),
+        asked(18),
+        asked(20, 0),
+        asked(60, 503),
+        asked(70),
+        asked(71),
+    ]
+    assert excused(killed, answers) == [(10.0, 70.1)]
+    assert answered_badly(answers, killed) == []
+    assert answered_badly([*answers, asked(80, 503)], killed) != []
+
+
 def test_requests_that_are_never_answered_again_are_found() -> None:
     assert answered_badly([asked(11, 0)], [Killed("serve", 1, at_s=10.0)]) != []
 

@@ -32,7 +32,7 @@ def promtool(*arguments: str | Path) -> str:
 def series() -> dict[str, set[str]]:
     """The labels of each series that we expose or record."""
     found: dict[str, set[str]] = {name: set() for name in OF_PROCESSES}
-    for metric in vars(metrics).values():
+    for metric in (*vars(metrics).values(), *metrics.STAGE_DELAYS.values()):
         if not isinstance(metric, MetricWrapperBase):
             continue
         (family,) = metric.describe()

@@ -11,6 +11,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from infra.errors import TransientError
+from infra.metrics import STAGE_METRICS
 from infra.storage import ObjectStore, sha256_of
 from models.lrm import SIDECAR, WEIGHTS
 from models.semantic_id import SemanticIdSpace
@@ -252,8 +253,7 @@ def test_first_checkpoint_is_tried_also_before_any_video_is_live(tmp_path: Path)
 
 
 def observed(stage: str) -> float:
-    labels = {"stage": stage}
-    return REGISTRY.get_sample_value("freshet_stage_delay_seconds_count", labels) or 0.0
+    return REGISTRY.get_sample_value(f"{STAGE_METRICS[stage]}_count") or 0.0
 
 
 def test_swap_says_how_long_its_oldest_watch_took_and_a_rollback_does_not(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from infra.metrics import STAGE_METRICS
 from infra.storage import ObjectStore, write_atomically
 from streams.events import (
     ImpressionItem,
@@ -147,8 +148,7 @@ async def test_batches_that_wait_for_the_same_save_are_in_it_together(
 
 
 def observed(stage: str) -> float:
-    name = "freshet_stage_delay_seconds_count"
-    return REGISTRY.get_sample_value(name, {"stage": stage}) or 0.0
+    return REGISTRY.get_sample_value(f"{STAGE_METRICS[stage]}_count") or 0.0
 
 
 async def test_delays_that_other_processes_observe_are_not_observed_here_again(
