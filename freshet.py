@@ -65,7 +65,7 @@ def demo(
             help="Simulated viewers in five arms watch what they are shown; of the options above only --model counts.",
         ),
     ] = False,
-    viewers: Annotated[int, typer.Option(min=1, help="Of the closed loop, in each arm.")] = 60,
+    viewers: Annotated[int, typer.Option(min=1, help="Of the closed loop, in each arm.")] = 90,
     videos: Annotated[
         int, typer.Option(min=50, help="Of the closed loop: uploaded before it begins.")
     ] = 800,

@@ -45,7 +45,7 @@ BEAM_WIDTH = 30
 SMOOTHING = 0.6
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
-FIT_MAX_S = 400.0
+FIT_MAX_S = 600.0
 """So that the first LRM has all its epochs on a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
 """Of a catalogue of a thousand: each video is seen more than a hundred times."""

@@ -31,7 +31,7 @@ from tests.bench.parts.marks import say
 
 SEEDS = (0, 1, 2)
 FULL = {
-    "viewers": 60, "videos": 800, "hours": 42.0, "uploads-per-h": 2.0, "asks-per-day": 8.0,
+    "viewers": 90, "videos": 800, "hours": 42.0, "uploads-per-h": 2.0, "asks-per-day": 8.0,
     "window-h": 24.0, "refresh-h": 3.0, "view-threshold": 5,
 }  # fmt: skip
 LEAST = {"viewers": 6, "videos": 200, "hours": 6.0, "window-h": 2.0, "refresh-h": 1.0}

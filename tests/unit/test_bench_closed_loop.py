@@ -89,5 +89,5 @@ def test_options_are_the_demos_at_any_scale() -> None:
         options = bench.scaled(scale)
         accept(["demo", "--closed-loop", *(f"--{name}={value}" for name, value in options.items())])
         assert float(options["hours"]) >= 1.5 * float(options["window-h"])
-    assert bench.scaled(1.0)["viewers"] == "60"
-    assert bench.scaled(0.1)["viewers"] == "6"
+    assert bench.scaled(1.0)["viewers"] == "90"
+    assert bench.scaled(0.1)["viewers"] == "9"
