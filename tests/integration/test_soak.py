@@ -19,7 +19,7 @@ from infra.clock import Deadline
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 SHORT = (
-    "--minutes", "3.7", "--share", "0.03",
+    "--minutes", "6", "--share", "0.03",
     "--uploads-per-s", "0.5", "--watches-per-s", "8", "--requests-per-s", "1.5",
 )  # fmt: skip
 
