@@ -21,6 +21,8 @@ from streams.topics import MAX_DEAD_LETTER_BYTES, Topic
 
 LINGER_S = 0.02
 """How long a reader waits for the records behind the first: who follows a topic wakes up for a batch, not for each."""
+PATIENCE_S, SILENCE_S, PROBE_TIMEOUT_S = 10.0, 60.0, 5.0
+"""How long a client may fail, or hear nothing, before it is asked whether it is still one."""
 _PASSING_ERRORS = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -144,6 +146,10 @@ class TopicReader:
     """Reads whole topics by assignment, outside any consumer group: for views, reports and tests.
 
     Delivery: each start reads from the given offsets again; nothing is ever committed.
+
+    A broker that is out of breath for longer than its session, and is let in again, may tell clients for a moment that
+    there are no brokers: librdkafka then forgets all addresses for good. A client that hears nothing or only errors is
+    replaced.
     """
 
     def __init__(
@@ -159,10 +165,11 @@ class TopicReader:
 
         A start before the oldest record that is kept is there.
         """
-        self._consumer = consumer(settings, overrides={"enable.partition.eof": True})
+        self._settings = settings
+        self._consumer = self._connected()
+        self._heard_s = time.monotonic()
         self._by_name = {topic.in_cluster(settings): topic for topic in topics}
         self.next_offsets: dict[tuple[str, int], int] = {}
-        assignment = []
         for name, topic in self._by_name.items():
             everything = range(topic.num_partitions(settings))
             for partition in everything if partitions is None else partitions:
@@ -170,8 +177,39 @@ class TopicReader:
                 offset = (start or {}).get((topic.name, partition), high if from_end else low)
                 offset = max(low, offset)
                 self.next_offsets[topic.name, partition] = offset
-                assignment.append(TopicPartition(name, partition, offset))
-        self._consumer.assign(assignment)
+        self._assign()
+
+    def _connected(self) -> Consumer:
+        return consumer(self._settings, overrides={"enable.partition.eof": True})
+
+    def _assign(self) -> None:
+        """Go on from the next offsets."""
+        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
+        self._consumer.assign(
+            [
+                TopicPartition(in_cluster[name], partition, offset)
+                for (name, partition), offset in self.next_offsets.items()
+            ]
+        )
+
+    def _reconnect(self) -> None:
+        """Take another client, which goes on where this one is."""
+        self._consumer.close()
+        self._consumer = self._connected()
+        self._assign()
+        self._heard_s = time.monotonic()
+
+    def _probe(self) -> None:
+        """Replace the client if it cannot answer a question."""
+        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
+        name, partition = next(iter(self.next_offsets))
+        try:
+            self._consumer.get_watermark_offsets(
+                TopicPartition(in_cluster[name], partition), timeout=PROBE_TIMEOUT_S
+            )
+        except KafkaException:
+            self._reconnect()
+        self._heard_s = time.monotonic()
 
     def poll(
         self, *, timeout_s: float = 0.1, max_records: int = 1000
@@ -180,7 +218,9 @@ class TopicReader:
 
         There may be none sooner than that: where a partition has just been read to its end.
         """
-        found = []
+        found: list[tuple[Topic, Message]] = []
+        if self.next_offsets and time.monotonic() - self._heard_s > SILENCE_S:
+            self._probe()
         # Asked for more than one, it would wait for all of them.
         messages = self._consumer.consume(1, timeout_s)
         if messages:
@@ -196,6 +236,7 @@ class TopicReader:
             if error is None:
                 self.next_offsets[at] = message.offset() + 1
                 found.append((topic, message))
+                self._heard_s = time.monotonic()
             else:
                 # A transaction's closing marker takes an offset that is never delivered; the end is behind it.
                 self.next_offsets[at] = max(self.next_offsets[at], message.offset())
@@ -214,7 +255,7 @@ class TopicReader:
 
         A partition that was just created, or whose broker restarts, has no leader for a moment.
         """
-        deadline = Deadline(30)
+        deadline, patience = Deadline(30), Deadline(PATIENCE_S)
         while True:
             try:
                 return self._consumer.get_watermark_offsets(
@@ -224,6 +265,9 @@ class TopicReader:
                 if error.args[0].code() not in _PASSING_ERRORS or deadline.expired():
                     raise
             time.sleep(0.05)
+            if patience.expired():
+                self._reconnect()
+                patience = Deadline(PATIENCE_S)
 
     def read_to_end(self, *, timeout_s: float = 120) -> Iterator[tuple[Topic, Message]]:
         """Yield everything up to the offsets that are the end right now.
