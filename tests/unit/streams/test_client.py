@@ -31,7 +31,7 @@ def test_record_that_could_not_be_delivered_is_an_error_and_not_lost_in_silence(
 
 
 class ForgetfulConsumer:
-    """A client of librdkafka; one that has forgotten its brokers, which cannot be caused at will, knows no partition."""
+    """A client; one that has forgotten its brokers, which cannot be caused at will, knows no partition."""
 
     def __init__(self, *, forgetful: bool) -> None:
         self.forgetful, self.closed = forgetful, False
