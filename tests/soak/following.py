@@ -100,10 +100,12 @@ class Following:
         if offset in self._seen.shards:  # read again after the broker was away
             return
         try:
-            rows = read_shard(self._store.get_bytes(shard.path, sha256=shard.sha256))
+            data = self._store.get_bytes(shard.path, sha256=shard.sha256)
+            rows = read_shard(data)
         except FreshetError as error:
             self._seen.unread.append(f"{shard.shard_id}: {error}")
         else:
+            self._seen.shard_bytes += len(data)
             self._seen.in_shards.update(
                 (watch.partition, watch.offset) for row in rows for watch in row.watches
             )

@@ -57,6 +57,7 @@ class Seen:
         letters: by topic, the reasons of the dead letters of each record.
         shards: as announced, by the offset of the announcement.
         in_shards: how often each watch is in a shard's file.
+        shard_bytes: of all shards' files.
         learned: by model, how often each shard is in a checkpoint.
         versions: by model, the checkpoints that were looked at.
         unread: shards whose file could not be read when it was announced, and why.
@@ -71,6 +72,7 @@ class Seen:
     )
     shards: dict[int, ShardSealed] = field(default_factory=dict)
     in_shards: Counter[Place] = field(default_factory=Counter)
+    shard_bytes: int = 0
     learned: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     versions: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     unread: list[str] = field(default_factory=list)

@@ -46,7 +46,7 @@ class SoakOptions:
     Attributes:
         minutes: of load, from when everything works; bootstrap, start and drain come on top.
         share: of MovieLens that is the past.
-        live_videos_max: uploads of ours that are live; each further one removes the oldest.
+        live_videos_max: uploads of ours that are live; each further one removes the oldest, later than its window ends.
         clip_every: one of so many uploads is of a real clip, which is decoded.
         bad_every: one of so many uploads, and of so many watches, cannot be read.
         duplicate_every: one of so many watches is sent twice.
@@ -59,7 +59,7 @@ class SoakOptions:
     watches_per_s: float = 15.0
     requests_per_s: float = 3.0
     users: int = 300
-    live_videos_max: int = 200
+    live_videos_max: int = 300
     clip_every: int = 15
     bad_every: int = 25
     duplicate_every: int = 40
@@ -112,11 +112,11 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         settings,
         seed=options.seed,
         experiment__arms=ARMS,
-        serve__smoothing=0.8,  # so that each arm brings new videos to people
+        serve__smoothing=1.0,  # so that each arm brings new videos to people
         watches__orphan_age_s=ORPHAN_AGE_S,
         training__keep_checkpoints=3,
         freshness__new_video_age_h=EVENT_HOURS / 6,
-        freshness__window_h=EVENT_HOURS / 8,
+        freshness__window_h=EVENT_HOURS / 12,
         freshness__lateness_s=1_800.0,
         freshness__view_threshold=3,
         freshness__hours=12,

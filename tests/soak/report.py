@@ -109,6 +109,7 @@ def samples_report(samples: Sequence[Sample], *, load_s: float) -> dict[str, Any
             {
                 "at_s": round(one.at_s, 1),
                 "records": one.records,
+                "came_in_bytes": dict(one.came_in_bytes),
                 "own_bytes": _by_name(one),
                 "disk_bytes": dict(one.disk_bytes),
             }

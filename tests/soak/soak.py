@@ -182,7 +182,8 @@ def _look(running: Running, soak: Soak, killer: Killer, asker: Asker) -> None:
     settings, sent, seen = running.settings, soak.sent, soak.seen
     memory = {one: own for one in running.processes() if (own := own_bytes(one.pid)) is not None}
     disk = disk_bytes(settings.var_dir, ray_session(running.pid))
-    sample = Sample(soak.elapsed_s(), memory, disk, sent.num_records)
+    came_in = {"shards": seen.shard_bytes}
+    sample = Sample(soak.elapsed_s(), memory, disk, sent.num_records, came_in)
     soak.samples.append(sample)
     answered = sum(one.status == 200 for one in asker.asked)
     soak.console.print(

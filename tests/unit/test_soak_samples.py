@@ -100,6 +100,25 @@ def test_disk_that_grows_with_what_is_sent_is_found() -> None:
     assert "kept for 300 s" in problem
 
 
+def counted(held: Callable[[float], float], came_in: Callable[[float], float]) -> list[Sample]:
+    return [
+        Sample(at_s, {}, {"shards": round(held(at_s))}, at_s, {"shards": round(came_in(at_s))})
+        for at_s in range(0, LOAD_S, 5)
+    ]
+
+
+def test_disk_may_grow_with_what_comes_in_where_that_is_counted() -> None:
+    def came_in(at_s: float) -> float:
+        return 20 * at_s**2  # faster and faster, as shards whose histories grow
+
+    def kept_for(seconds: float) -> Callable[[float], float]:
+        return lambda at_s: came_in(at_s) - came_in(max(0.0, at_s - seconds))
+
+    assert bound_problems(counted(kept_for(300), came_in), BOUND) == []
+    (problem,) = bound_problems(counted(kept_for(500), came_in), BOUND)
+    assert "came in within 300 s" in problem
+
+
 def test_disk_of_a_run_that_is_too_short_is_not_judged() -> None:
     assert BOUND.is_judged(LOAD_S)
     assert not BOUND.is_judged(400)
