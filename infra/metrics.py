@@ -1,8 +1,9 @@
 """Every Prometheus metric of Freshet, in one place; ids of users and videos are never labels.
 
 Names are `freshet_<subsystem>_<what>_<unit>[_total]`; buckets contain the objectives (5 s, 60 s, 300 s) exactly. Ages
-are exported as times, and taken in PromQL: that of a process that is gone grows on. What an alert counts exists from
-the start, at zero: Prometheus cannot see the first step of a series that begins with it.
+are exported as times, and taken in PromQL, where that of a process that is gone grows on; the model's, which the field
+looks for by its name, is there as well. What an alert counts exists from the start, at zero: Prometheus cannot see the
+first step of a series that begins with it.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ VIDEO_TASKS: Final[Mapping[str, VideoTask]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How often each text is written; a weight below 1 is a probability.
+    """How often each text is written, where a weight below 1 is a probability, and how much watches count.
 
     Attributes:
         video_tasks: times per video and visit, by task.

@@ -169,14 +169,14 @@ class TopicReader:
         self._consumer = self._connected()
         self._heard_s = time.monotonic()
         self._by_name = {topic.in_cluster(settings): topic for topic in topics}
+        self._in_cluster = {topic.name: name for name, topic in self._by_name.items()}
         self.next_offsets: dict[tuple[str, int], int] = {}
-        for name, topic in self._by_name.items():
+        for topic in self._by_name.values():
             everything = range(topic.num_partitions(settings))
             for partition in everything if partitions is None else partitions:
-                low, high = self._watermarks(name, partition)
-                offset = (start or {}).get((topic.name, partition), high if from_end else low)
-                offset = max(low, offset)
-                self.next_offsets[topic.name, partition] = offset
+                at = (topic.name, partition)
+                low, high = self._watermarks(at)
+                self.next_offsets[at] = max(low, (start or {}).get(at, high if from_end else low))
         self._assign()
 
     def _connected(self) -> Consumer:
@@ -184,10 +184,9 @@ class TopicReader:
 
     def _assign(self) -> None:
         """Go on from the next offsets."""
-        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
         self._consumer.assign(
             [
-                TopicPartition(in_cluster[name], partition, offset)
+                TopicPartition(self._in_cluster[name], partition, offset)
                 for (name, partition), offset in self.next_offsets.items()
             ]
         )
@@ -197,16 +196,11 @@ class TopicReader:
         self._consumer.close()
         self._consumer = self._connected()
         self._assign()
-        self._heard_s = time.monotonic()
 
     def _probe(self) -> None:
         """Replace the client if it cannot answer a question."""
-        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
-        name, partition = next(iter(self.next_offsets))
         try:
-            self._consumer.get_watermark_offsets(
-                TopicPartition(in_cluster[name], partition), timeout=PROBE_TIMEOUT_S
-            )
+            self._asked(next(iter(self.next_offsets)), timeout_s=PROBE_TIMEOUT_S)
         except KafkaException:
             self._reconnect()
         self._heard_s = time.monotonic()
@@ -242,25 +236,26 @@ class TopicReader:
                 self.next_offsets[at] = max(self.next_offsets[at], message.offset())
         return found
 
+    def _asked(self, at: tuple[str, int], *, timeout_s: float) -> tuple[int, int]:
+        """Return the oldest offset and the one after the newest committed record, asked once."""
+        name, partition = at
+        return self._consumer.get_watermark_offsets(
+            TopicPartition(self._in_cluster[name], partition), timeout=timeout_s
+        )
+
     def end_offsets(self) -> dict[tuple[str, int], int]:
         """Return the offset after the newest committed record of each partition."""
-        in_cluster = {topic.name: name for name, topic in self._by_name.items()}
-        return {
-            (name, partition): self._watermarks(in_cluster[name], partition)[1]
-            for name, partition in self.next_offsets
-        }
+        return {at: self._watermarks(at)[1] for at in self.next_offsets}
 
-    def _watermarks(self, name: str, partition: int) -> tuple[int, int]:
-        """Return the oldest offset and the one after the newest committed record.
+    def _watermarks(self, at: tuple[str, int]) -> tuple[int, int]:
+        """Return the same as `_asked`, asked for up to half a minute.
 
         A partition that was just created, or whose broker restarts, has no leader for a moment.
         """
         deadline, patience = Deadline(30), Deadline(PATIENCE_S)
         while True:
             try:
-                return self._consumer.get_watermark_offsets(
-                    TopicPartition(name, partition), timeout=30
-                )
+                return self._asked(at, timeout_s=30)
             except KafkaException as error:
                 if error.args[0].code() not in _PASSING_ERRORS or deadline.expired():
                     raise

@@ -122,7 +122,13 @@ def _surface_material(
 ) -> _Material:
     def examples(rows: Sequence[ShardRow]) -> list[Example]:
         some = [row for row in rows if any(watch.surface == surface for watch in row.watches)]
-        return behaviour_examples(state.lrm, behaviours(some), new.videos, surface=surface)
+        return behaviour_examples(
+            state.lrm,
+            behaviours(some),
+            new.videos,
+            surface=surface,
+            reward_share=limits.recipe.reward_share,
+        )
 
     fresh = examples(new.rows)
     num_replayed = round(len(fresh) * limits.replay_share / (1 - limits.replay_share))

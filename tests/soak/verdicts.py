@@ -18,6 +18,7 @@ from tests.soak.ledger import Place, Seen, Sent
 ANSWERING = ("serve", "replica", "serve controller", *RAY_PARTS)
 """Whose kill may cost answers, until there is one again."""
 NOTICED_S = 15.0
+"""In which replicas that outlive a part of Ray are gone, too."""
 SHOWN = 5
 Window = tuple[float, float]
 
