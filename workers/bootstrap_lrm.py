@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -47,7 +46,8 @@ from workers.training_state import TrainingState, new_state
 
 Progress = Callable[[str, float], None]
 ANCHOR_ROWS = 64
-PRETRAINED_PROBE_STEPS, PRETRAINED_FIT_MAX_S = 8, 1200.0
+PRETRAINED_FIT_MAX_S = 1200.0
+STEPS_AT_ONCE = 8  # between two looks at the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,6 @@ class BootstrapConfig:
     recipe: Recipe = field(default_factory=Recipe)
     fit_max_s: float = 100.0
     """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
-    probe_steps: int = 40
-    """After which the machine is judged."""
 
     def for_pretrained(self) -> BootstrapConfig:
         """Return the same for a pretrained base: other rates, and more time, for a step takes seconds on a CPU."""
@@ -75,7 +73,6 @@ class BootstrapConfig:
             self,
             training=pretrained_config(),
             fit_max_s=PRETRAINED_FIT_MAX_S,
-            probe_steps=PRETRAINED_PROBE_STEPS,
         )
 
 
@@ -175,14 +172,19 @@ def _fit(
     config: BootstrapConfig,
     progress: Progress,
 ) -> list[float]:
-    """Train on all epochs, or on as much as `fit_max_s` allows, judged by the first few steps."""
+    """Train on all epochs, or on as much as `fit_max_s` allows.
+
+    The learning rate falls with whichever ends first, the steps or the time, so it ends where the rounds go on also
+    on a machine that was busy for a while, and loses no more than that while.
+    """
     size = config.training.blocks_per_step
     started = time.monotonic()
-    first = next(epochs)
-    steps_of_epoch = math.ceil(len(first) / size)
-    make_step_s = (time.monotonic() - started) / steps_of_epoch
-    num_steps = config.epochs * steps_of_epoch
     losses: list[float] = []
+    num_steps = 0
+
+    def steps_spent(done: int) -> int:
+        spent = (time.monotonic() - started) / config.fit_max_s
+        return max(done, int(spent * num_steps))
 
     def train(blocks: list[Block]) -> None:
         done = len(losses)
@@ -193,22 +195,21 @@ def _fit(
                 blocks,
                 config.training,
                 learning_rate=lambda step, _: initial_learning_rate(
-                    config.training, done + step, num_steps
+                    config.training, steps_spent(done + step), num_steps
                 ),
-                on_step=lambda step, *_: progress("lrm", min(1.0, (done + step) / num_steps)),
+                on_step=lambda step, *_: progress(
+                    "lrm", min(1.0, steps_spent(done + step) / num_steps)
+                ),
                 seed=done,
             )
         )
 
-    started = time.monotonic()
-    train(first[: config.probe_steps * size])
-    step_s = (time.monotonic() - started) / len(losses) + make_step_s
-    affordable = int(config.fit_max_s / step_s)
-    num_steps = min(num_steps, max(len(losses), affordable))
-    for blocks in chain([first[config.probe_steps * size :]], epochs):
-        train(blocks[: (num_steps - len(losses)) * size])
-        if len(losses) >= num_steps:
-            break
+    for blocks in epochs:
+        num_steps = num_steps or config.epochs * math.ceil(len(blocks) / size)
+        for start in range(0, len(blocks), size * STEPS_AT_ONCE):
+            train(blocks[start : start + size * STEPS_AT_ONCE])
+            if steps_spent(len(losses)) >= num_steps:
+                return losses
     return losses
 
 

@@ -25,7 +25,7 @@ from models.recommend import Request, recommend
 from models.surface_adapters import load_adapter
 from models.trie import LiveTrie
 from streams.catalogue import semantic_id_key
-from streams.client import flush, producer, send
+from streams.client import flush, producer, send, wait_until
 from streams.events import TWO_TOWER_CLUSTER, SwapReported
 from streams.topics import CHECKPOINTS, SEMANTIC_IDS, SWAPS
 from tests.integration.serving_process import REACT_S, START_S, Endpoint, new_settings, start
@@ -105,12 +105,12 @@ def served(endpoint: Endpoint) -> dict[str, int]:
     return {one["replica"]: one["model_version"] for one in statuses}
 
 
-def until_all_serve(endpoint: Endpoint, version: int) -> None:
+def until_all_serve(endpoint: Endpoint, version: int, *, timeout_s: float = REACT_S) -> None:
     def all_do() -> bool:
         found = served(endpoint)
         return len(found) == REPLICAS and set(found.values()) == {version}
 
-    endpoint.until(all_do, f"version {version} on {REPLICAS} replicas")
+    wait_until(all_do, timeout_s=timeout_s, what=f"version {version} on {REPLICAS} replicas")
 
 
 def replica_processes(endpoint: Endpoint) -> list[psutil.Process]:
@@ -191,7 +191,7 @@ def test_replica_killed_while_it_loads_is_replaced_by_one_with_the_current_point
     endpoint.until(lambda: len(asked.answers) > sent + 20, "answers without it")
     with os.fdopen(writing, "wb") as file:
         file.write(weights)  # the other one goes on
-    until_all_serve(endpoint, 6)
+    until_all_serve(endpoint, 6, timeout_s=START_S)  # a process starts
     after = {one.pid for one in replica_processes(endpoint)}
     assert len(after) == REPLICAS
     assert victim.pid not in after

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,17 @@ from infra.errors import ConfigError
 from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
+from models.lrm import TINY
 from models.training import TrainingConfig
 from tests.base_model_factories import END, base_folder, code_vectors
 from tests.lrm_factories import SPACE, shard_row, some_videos
-from workers.bootstrap_lrm import BootstrapConfig, code_vectors_of, initial_fit, pretrained_lrm
+from workers.bootstrap_lrm import (
+    STEPS_AT_ONCE,
+    BootstrapConfig,
+    code_vectors_of,
+    initial_fit,
+    pretrained_lrm,
+)
 
 VIDEOS = some_videos()
 ROWS = [
@@ -46,7 +54,6 @@ def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
         training=TrainingConfig(
             adapter_rank=4, peak_learning_rate=1e-2, round_learning_rate=1e-3, block_tokens=128
         ),
-        probe_steps=2,
     )
     lrm = pretrained_lrm(settings, SPACE, code_vectors_of(settings, MANIFEST))
     state, losses = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0, pretrained=lrm)
@@ -56,6 +63,34 @@ def test_first_fit_of_a_pretrained_base_lowers_its_loss(tmp_path: Path) -> None:
     assert state.anchor_loss < losses[0]
     learned = [watch for row in state.reservoir.rows for watch in row.watches]
     assert state.watch_counts.total() == len(learned) > 0
+
+
+@pytest.mark.parametrize("busy_steps", [0, 3, 40])
+def test_first_fit_takes_its_time_and_loses_only_what_a_busy_machine_took(
+    busy_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that each step moves: by 20 s while somebody else has the machine, else by 2 s."""
+    now_s, shares = 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+
+    def progress(stage: str, share: float) -> None:
+        nonlocal now_s
+        if stage == "lrm":
+            shares.append(share)
+            now_s += 20.0 if len(shares) <= busy_steps else 2.0
+
+    training = TrainingConfig(block_tokens=64, blocks_per_step=1)
+    config = BootstrapConfig(lrm=TINY, training=training, epochs=100, fit_max_s=100.0)
+    state, losses = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0, progress=progress)
+    free_steps = (100.0 - 20.0 * busy_steps) / 2.0
+    assert len(losses) == len(shares)
+    if busy_steps < 40:
+        assert free_steps <= len(losses) - busy_steps < free_steps + STEPS_AT_ONCE
+    else:
+        assert len(losses) == STEPS_AT_ONCE
+    assert shares == sorted(shares)
+    [rate] = {each["lr"] / each["rate_share"] for each in state.optimizer.param_groups}
+    assert rate == pytest.approx(training.round_learning_rate, rel=0.1)
 
 
 def test_nano_is_not_pretrained(tmp_path: Path) -> None:
