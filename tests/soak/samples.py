@@ -176,14 +176,16 @@ def _counted_problems(samples: Sequence[Sample], bound: Bound) -> list[str]:
 
 
 def thirds_problems(samples: Sequence[Sample], area: str, *, load_s: float) -> list[str]:
-    """Return whether an area that keeps the newest few grew from the second third to the last."""
+    """Return whether an area that keeps the newest few grew from the second third to the last.
 
-    def most(from_s: float, until_s: float) -> int:
-        return max(
-            (one.disk_bytes[area] for one in samples if from_s <= one.at_s <= until_s), default=0
-        )
+    By the medians: one more that is written, before the oldest goes, bends them as little as a peak does memory's line.
+    """
 
-    second, last = most(load_s / 3, 2 * load_s / 3), most(2 * load_s / 3, load_s)
+    def usual(from_s: float, until_s: float) -> float:
+        found = [one.disk_bytes[area] for one in samples if from_s <= one.at_s <= until_s]
+        return median(found) if found else 0.0
+
+    second, last = usual(load_s / 3, 2 * load_s / 3), usual(2 * load_s / 3, load_s)
     allowed = DISK_ALLOWED * second
     if last <= allowed:
         return []

@@ -142,7 +142,10 @@ def answered_badly(asked: Sequence[Asked], killed: Sequence[Killed]) -> list[str
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the figures of the freshness worker by name; None for what nobody knows."""
+    """Return the figures of the freshness worker by name; None for what nobody knows.
+
+    Where no new video of an arm has reached the threshold there is no time in which it did; in one arm there is.
+    """
     found: dict[str, float | None] = {
         name: report[name]
         for name in ("written_time_ms", "event_time_ms", "impressions", "coverage", "swaps")
@@ -152,7 +155,10 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, float | None]:
             "shown_share", "reached_share", "effective_vocabulary", "clicks_per_impression", "likes_per_impression",
         ):  # fmt: skip
             found[f"{name} of {arm}"] = of_arm[name]
-        found[f"time_to_threshold_s of {arm}"] = of_arm["time_to_threshold_s"]["p50"]
+        if of_arm["reached_share"] != 0:
+            found[f"time_to_threshold_s of {arm}"] = of_arm["time_to_threshold_s"]["p50"]
+    if not any(name.startswith("time_to_threshold_s") for name in found):
+        found["time_to_threshold_s of any arm"] = None
     for stage, delays in report["delays_s"].items():
         found[f"delay {stage}"] = delays["p50"]
     for model, age_s in report["model_age_s"].items():

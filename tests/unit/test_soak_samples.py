@@ -127,6 +127,10 @@ def test_disk_of_a_run_that_is_too_short_is_not_judged() -> None:
 def test_area_of_the_newest_few_may_not_grow_from_the_second_third_to_the_last() -> None:
     assert thirds_problems(of_disk(lambda at_s: 40 * MB + at_s % 30), "shards", load_s=LOAD_S) == []
     assert thirds_problems(of_disk(lambda at_s: at_s * MB), "shards", load_s=LOAD_S) != []
+    one_more = of_disk(
+        lambda at_s: (40 if at_s < 0.8 * LOAD_S or at_s > 0.85 * LOAD_S else 60) * MB
+    )
+    assert thirds_problems(one_more, "shards", load_s=LOAD_S) == []
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,11 @@ def test_figures_of_a_report_are_all_that_the_dashboard_goes_by() -> None:
     assert found["time_to_threshold_s of lrm"] is None
     assert found["delay upload_to_sid"] == 1.0
     assert len(found) == 5 + 6 + 1 + 1 + 3
+    late: Any = {"cold_start": {"arms": {"lrm": arm | {"reached_share": 0.0}}}}
+    assert "time_to_threshold_s of lrm" not in figures_of(report | late)
+    assert figures_of(report | late)["time_to_threshold_s of any arm"] is None
+    late["cold_start"]["arms"]["two_tower_hash"] = arm | {"time_to_threshold_s": {"p50": 7.0}}
+    assert "time_to_threshold_s of any arm" not in figures_of(report | late)
 
 
 def test_victim_that_nobody_replaced_is_named() -> None:
