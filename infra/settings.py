@@ -203,7 +203,7 @@ class ServeSettings(_Group):
         ge=0,
         le=1,
         description="share of each code's probability, but for the first, that is even over what may follow, "
-        "so that videos nobody has watched yet are proposed",
+        "so that videos nobody has watched yet are proposed; where a fresh lane brings them, in that lane alone",
     )
     refresh_interval_s: float = Field(
         0.2, gt=0, description="seconds between polls of the topics behind the views"

@@ -69,26 +69,28 @@ def beam_search(
     beam_width: int,
     top_k: int,
     pad_token_id: int,
-    smoothing: float = 0.0,
+    smoothing: Sequence[float] = (),
 ) -> list[list[Candidate]]:
     """Return for each prompt the most probable live videos, best first; ties go to the smaller packed key.
 
     A beam grows only by codes that lead to a semantic ID in its request's view. One that nothing may follow ends,
     so there are fewer than top_k candidates where fewer are live, and none from an empty view.
 
-    With `smoothing` above 0, each code but the first has that share of its probability from the uniform distribution
-    over the codes that may follow, as in Jelinek and Mercer's interpolation (1980): a path that nobody has watched yet
-    has hardly any probability of its own, though its first code says what the video is like.
+    With a prompt's `smoothing` above 0, each code but the first has that share of its probability from the uniform
+    distribution over the codes that may follow, as in Jelinek and Mercer's interpolation (1980): a path that nobody has
+    watched yet has hardly any probability of its own, though its first code says what the video is like.
 
-    Shapes: prompts B lists of LLM tokens, views B; level_token_ids L tensors [K] int64, the LLM token of each code.
+    Shapes: prompts B lists of LLM tokens, views B, smoothing B or none; level_token_ids L tensors [K] int64, the LLM
+    token of each code.
     The model attends to all of its context (no sliding window), by the `sdpa` or `eager` implementation.
 
     Raises:
         ValueError: the arguments disagree in number or size, or a prompt is empty.
     """
     _check(prompts, views, level_token_ids, beam_width, top_k)
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing is {smoothing}, expected a share, 0 to 1")
+    shares = list(smoothing) or [0.0] * len(prompts)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"smoothing is {shares}, expected shares, 0 to 1")
     if not any(views):
         return [[] for _ in views]
     distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -101,12 +103,11 @@ def beam_search(
             places, rows = _side_by_side(searches, places, len(distinct))
             logits_BWV = decoder.step(rows, level_token_ids[level - 1])
         log_probs_BWK = _code_log_probs(logits_BWV, token_ids_K)
-        spread = smoothing if level > 0 else 0.0
         searches = [
             _extended(
-                beams, view, level, log_probs_BWK[at.row, at.start : at.stop], beam_width, spread
+                beams, view, level, log_probs_BWK[at.row, at.start : at.stop], beam_width, share
             )
-            for beams, view, at in zip(searches, views, places, strict=True)
+            for beams, view, at, share in zip(searches, views, places, shares, strict=True)
         ]
         if not any(len(beams.codes_W) for beams in searches):
             break
@@ -175,11 +176,11 @@ def _extended(
     level: int,
     log_probs_WK: NDArray[np.float32],
     beam_width: int,
-    smoothing: float,
+    share: float,
 ) -> _Beams:
     """Return the best allowed continuations of all beams, at most beam_width."""
-    if smoothing > 0:
-        log_probs_WK = _smoothed(beams.prefixes_W, view, level, log_probs_WK, smoothing)
+    if share > 0 and level > 0:
+        log_probs_WK = _smoothed(beams.prefixes_W, view, level, log_probs_WK, share)
     best = view.best_children(
         beams.prefixes_W, level, beams.log_probs_W, log_probs_WK, count=beam_width
     )

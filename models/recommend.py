@@ -14,12 +14,17 @@ from models.trie_filters import NO_FILTERS, Filters
 
 @dataclass(frozen=True)
 class Request:
-    """What is known when a viewer asks."""
+    """What is known when a viewer asks.
+
+    Attributes:
+        smoothing: share of each code's probability that is even over what may follow; see `models.beam_search`.
+    """
 
     viewer: ViewerLike | None
     watches: Sequence[WatchLike]
     ask: Ask
     filters: Filters = NO_FILTERS
+    smoothing: float = 0.0
 
 
 def recommend(
@@ -30,11 +35,10 @@ def recommend(
     *,
     top_k: int,
     beam_width: int,
-    smoothing: float = 0.0,
 ) -> list[list[Candidate]]:
     """Return up to `top_k` live videos per request, best first; every one is in its view and passes its filters.
 
-    Requests that differ in views and filters alone are one prompt, which is run once.
+    Requests that differ in views, filters and smoothing alone are one prompt, which is run once.
     """
     views = [view] * len(requests) if isinstance(view, TrieView) else view
     prompts = [
@@ -53,5 +57,5 @@ def recommend(
         beam_width=max(beam_width, top_k),
         top_k=top_k,
         pad_token_id=lrm.pad_token_id,
-        smoothing=smoothing,
+        smoothing=[request.smoothing for request in requests],
     )

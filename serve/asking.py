@@ -47,7 +47,9 @@ class Asking:
             languages=asked.languages,
         )
         ask = Ask(asked.surface, asked.context_video_id, asked.query, asked.intent)
-        return Request(viewer.features, viewer.watches, ask, filters)
+        return Request(
+            viewer.features, viewer.watches, ask, filters, smoothing=self._settings.smoothing
+        )
 
     def lane(self, asked: RecommendationRequest, arm: str) -> FreshLane | None:
         """Return the request's fresh lane, or its arm's; None for no such thing."""

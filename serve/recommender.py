@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Protocol
@@ -181,7 +181,9 @@ class Recommender:
         if bundle is None:
             return []
         request, lane, k = answering.request, answering.lane, answering.asked.k
-        requests = [request] if lane is None else [request, within(request, lane)]
+        requests = [request]
+        if lane is not None:  # it brings the new videos, so the other places need not be spread
+            requests = [replace(request, smoothing=0.0), within(request, lane)]
         found = self._search.search(
             bundle.for_surface(answering.asked.surface),
             requests,

@@ -112,7 +112,6 @@ class Replica:
         )
         self._search = SearchQueue(
             beam_width=settings.serve.beam_width,
-            smoothing=settings.serve.smoothing,
             threads=1,
             max_batch=settings.serve.batch_max,
             max_waiting=settings.serve.waiting_max,

@@ -48,7 +48,6 @@ class SearchQueue:
         self,
         *,
         beam_width: int,
-        smoothing: float = 0.0,
         threads: int = 1,
         max_batch: int = 4,
         max_waiting: int = 64,
@@ -57,12 +56,11 @@ class SearchQueue:
 
         Args:
             beam_width: beams of a request; more where a caller wants more candidates.
-            smoothing: of probabilities, see `models.beam_search`.
             threads: batches searched at once; more than there are cores would make each slower and none sooner.
             max_batch: requests searched together; a call with more is searched by itself.
             max_waiting: calls that may wait, beside those that are being searched.
         """
-        self._beam_width, self._smoothing = beam_width, smoothing
+        self._beam_width = beam_width
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Call] = deque()
         self._changed = threading.Condition()
@@ -179,7 +177,6 @@ class SearchQueue:
             first.videos,
             top_k=max(call.top_k for call in batch),
             beam_width=self._width(first),
-            smoothing=self._smoothing,
         )
 
 

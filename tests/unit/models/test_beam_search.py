@@ -47,7 +47,7 @@ def search(
     views: Sequence[TrieView],
     beam_width: int,
     top_k: int | None = None,
-    smoothing: float = 0.0,
+    smoothing: Sequence[float] = (),
 ) -> list[list[Candidate]]:
     return beam_search(
         model,
@@ -315,11 +315,20 @@ def test_smoothed_search_mixes_each_code_with_an_even_one_over_what_may_follow(
 ) -> None:
     semantic_ids = some_semantic_ids(40)
     expected = smoothed(model, PROMPTS[0], semantic_ids, share)
-    found = search(model, PROMPTS[:1], [view_of(semantic_ids)], 40, smoothing=share)
+    found = search(model, PROMPTS[:1], [view_of(semantic_ids)], 40, smoothing=[share])
     scores = [one.log_prob for one in found[0]]
     assert scores == pytest.approx([pair[1] for pair in expected], abs=1e-4)
 
 
+def test_each_prompt_is_searched_with_its_own_smoothing(model: LlamaForCausalLM) -> None:
+    view, prompt, shares = view_of(some_semantic_ids(40)), PROMPTS[0], [0.0, 0.6, 1.0]
+    together = search(model, [prompt] * 3, [view] * 3, 20, smoothing=shares)
+    for share, found in zip(shares, together, strict=True):
+        [alone] = search(model, [prompt], [view], 20, smoothing=[share])
+        assert [one.semantic_id for one in found] == [one.semantic_id for one in alone]
+    assert together[0] != together[1] != together[2]
+
+
 def test_smoothing_that_is_no_share_is_refused(model: LlamaForCausalLM) -> None:
     with pytest.raises(ValueError, match="smoothing is"):
-        search(model, PROMPTS[:1], [view_of(some_semantic_ids(4))], 4, smoothing=1.5)
+        search(model, PROMPTS[:1], [view_of(some_semantic_ids(4))], 4, smoothing=[1.5])

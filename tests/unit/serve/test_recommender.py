@@ -351,6 +351,16 @@ def test_both_lanes_are_searched_in_one_call(endpoint: Endpoint, prompts: list[A
     assert fresh.filters.uploaded_after_ms == NOON_MS - 3_600_000
 
 
+def test_only_a_search_that_must_bring_new_videos_itself_is_smoothed(
+    endpoint: Endpoint, prompts: list[Any]
+) -> None:
+    endpoint.set(serve__smoothing=0.6)
+    endpoint.ask(k=5)
+    endpoint.ask(k=5, fresh={"max_age_h": 1, "min_share": 0.4})
+    endpoint.ask(k=5, fresh={"max_age_h": 1})
+    assert [request.smoothing for request in prompts] == [0.6, 0.0, 0.6, 0.6]
+
+
 def test_two_tower_arm_without_a_two_tower_answers_what_is_popular(endpoint: Endpoint) -> None:
     endpoint.set(experiment__arms=("two_tower_cluster",))
     seen(endpoint, "a", "v-1", "v-2")
