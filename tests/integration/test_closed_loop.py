@@ -48,7 +48,7 @@ def test_closed_loop_ends_well_and_every_arm_is_asked_and_refreshed(tmp_path: Pa
     assert sources["two_tower_hash"].keys() == {"two_tower"}
     assert "random_new" in sources["two_tower_hash_random_new"]
     for arm in ("lrm_fresh", "two_tower_hash_random_new"):
-        assert report["arms"][arm]["coverage"]["value"] > 0.1
+        assert report["arms"][arm]["coverage"]["value"] > 0.05
 
 
 def test_sigterm_leaves_nothing_running(tmp_path: Path) -> None:
