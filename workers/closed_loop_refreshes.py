@@ -23,7 +23,7 @@ from streams.events import (
 from streams.topics import CHECKPOINTS, DEAD_LETTERS, SERVABLE, SHARDS, SWAPS, WATCHES
 from workers.training_state import checkpoint_versions, load_positions, read_record
 
-WAIT_S = 180.0
+WAIT_S = 600.0
 
 
 @dataclass(frozen=True)
