@@ -2,9 +2,8 @@
 
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# Two files of tests at a time, each file in one process; ARGS="-n 0" runs one after the other. In the order of
-# testpaths, long files first: else the one with the fewest tests is last, and one process waits minutes for the other.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Two files of tests at a time, each file in one process; ARGS="-n 0" runs one after the other.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 # PyTorch's threads, one in each: more than there are cores wait for each other in spinning.
 ONE_THREAD := OMP_NUM_THREADS=1
 STARTED := $(shell date +%s)

@@ -161,6 +161,7 @@ def train_on(
     on_step: Callable[[int, int, float], None] | None = None,
     part: Part | None = None,
     seed: int = 0,
+    is_over: Callable[[], bool] | None = None,
 ) -> list[float]:
     """Make one pass over the blocks and return the loss of each step.
 
@@ -174,6 +175,7 @@ def train_on(
         part: of each step that is computed here, while the other workers compute theirs; None: all of it. Losses and
             weights are those of one worker, but for the order in which numbers are added and what is dropped out.
         seed: of what is dropped out; other passes should have other seeds.
+        is_over: asked before each step; a pass that is over ends early.
     """
     groups = [
         blocks[start : start + config.blocks_per_step]
@@ -184,6 +186,8 @@ def train_on(
     seed += 0 if part is None else 2**32 * part.rank
     with training_kernels(lrm.model), dropped_out(lrm.model, config.dropout, seed=seed):
         for step, group in enumerate(groups):
+            if is_over is not None and is_over():
+                break
             rate = learning_rate(step, len(groups)) if learning_rate else config.round_learning_rate
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate * parameters["rate_share"]

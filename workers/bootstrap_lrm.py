@@ -47,7 +47,6 @@ from workers.training_state import TrainingState, new_state
 Progress = Callable[[str, float], None]
 ANCHOR_ROWS = 64
 PRETRAINED_FIT_MAX_S = 1200.0
-STEPS_AT_ONCE = 8  # between two looks at the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +176,6 @@ def _fit(
     The learning rate falls with whichever ends first, the steps or the time, so it ends where the rounds go on also
     on a machine that was busy for a while, and loses no more than that while.
     """
-    size = config.training.blocks_per_step
     started = time.monotonic()
     losses: list[float] = []
     num_steps = 0
@@ -187,29 +185,34 @@ def _fit(
         return max(done, int(spent * num_steps))
 
     def train(blocks: list[Block]) -> None:
-        done = len(losses)
+        before = done = len(losses)
+
+        def on_step(step: int, *_: object) -> None:
+            nonlocal done
+            done = before + step
+            progress("lrm", min(1.0, steps_spent(done) / num_steps))
+
         losses.extend(
             train_on(
                 state.lrm,
                 state.optimizer,
                 blocks,
                 config.training,
-                learning_rate=lambda step, _: initial_learning_rate(
-                    config.training, steps_spent(done + step), num_steps
+                learning_rate=lambda *_: initial_learning_rate(
+                    config.training, steps_spent(done), num_steps
                 ),
-                on_step=lambda step, *_: progress(
-                    "lrm", min(1.0, steps_spent(done + step) / num_steps)
-                ),
-                seed=done,
+                on_step=on_step,
+                seed=before,
+                is_over=lambda: steps_spent(done) >= num_steps,
             )
         )
 
     for blocks in epochs:
-        num_steps = num_steps or config.epochs * math.ceil(len(blocks) / size)
-        for start in range(0, len(blocks), size * STEPS_AT_ONCE):
-            train(blocks[start : start + size * STEPS_AT_ONCE])
-            if steps_spent(len(losses)) >= num_steps:
-                return losses
+        steps_of_epoch = math.ceil(len(blocks) / config.training.blocks_per_step)
+        num_steps = num_steps or config.epochs * steps_of_epoch
+        train(blocks)
+        if steps_spent(len(losses)) >= num_steps:
+            break
     return losses
 
 

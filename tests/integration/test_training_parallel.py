@@ -122,6 +122,7 @@ class Killing(threading.Thread):
         self.killed = True
 
 
+@pytest.mark.long  # what it adds up to is a unit test, too: test_training_parts.py
 def test_round_of_two_workers_is_that_of_one_though_one_is_killed(
     ray_cluster: None, tmp_path: Path, settings: Settings
 ) -> None:

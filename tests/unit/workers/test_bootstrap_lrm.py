@@ -15,7 +15,6 @@ from models.training import TrainingConfig
 from tests.base_model_factories import END, base_folder, code_vectors
 from tests.lrm_factories import SPACE, shard_row, some_videos
 from workers.bootstrap_lrm import (
-    STEPS_AT_ONCE,
     BootstrapConfig,
     code_vectors_of,
     initial_fit,
@@ -84,13 +83,11 @@ def test_first_fit_takes_its_time_and_loses_only_what_a_busy_machine_took(
     state, losses = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0, progress=progress)
     free_steps = (100.0 - 20.0 * busy_steps) / 2.0
     assert len(losses) == len(shares)
-    if busy_steps < 40:
-        assert free_steps <= len(losses) - busy_steps < free_steps + STEPS_AT_ONCE
-    else:
-        assert len(losses) == STEPS_AT_ONCE
+    assert len(losses) == (busy_steps + free_steps if busy_steps < 40 else 5)
     assert shares == sorted(shares)
-    [rate] = {each["lr"] / each["rate_share"] for each in state.optimizer.param_groups}
-    assert rate == pytest.approx(training.round_learning_rate, rel=0.1)
+    if len(losses) > 20:  # of fewer, the last one's rate is of a time when there was some left
+        [rate] = {each["lr"] / each["rate_share"] for each in state.optimizer.param_groups}
+        assert rate == pytest.approx(training.round_learning_rate, rel=0.1)
 
 
 def test_nano_is_not_pretrained(tmp_path: Path) -> None:
