@@ -25,7 +25,7 @@ ARMS = (LRM, LRM_FRESH, TWO_TOWER_CLUSTER)
 WINDOW_MIN_S = 100.0
 EVENT_HOURS = 36.0
 """Of event time in a run: hours and windows are to end within it, so events' clocks run faster than the wall's."""
-RETENTION_MIN_S, RETENTION_MAX_S = 90.0, 240.0
+RETENTION_MIN_S, RETENTION_MAX_S = 150.0, 240.0
 """Longer than a process takes to be back and to catch up: who is away longer than that loses records."""
 SHARDS_RETENTION_S = 240.0
 """Training waits for Ray, which takes a minute or two to be back where cores are few."""
