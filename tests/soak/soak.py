@@ -31,6 +31,7 @@ from tests.soak.report import kills_report, requests_report, samples_report, sen
 from tests.soak.running import PORTS, Running
 from tests.soak.samples import Bound, Sample, bound_problems, memory_problems, thirds_problems
 from tests.soak.verdicts import (
+    OF_ANY_ARM,
     answered_badly,
     figures_of,
     figures_stopped,
@@ -54,7 +55,8 @@ LOAD_MAX = 2.0
 """How much longer the load may last, while somebody is still to be killed."""
 TICK_S, LOOK_EVERY_S = 0.5, 5.0
 DRAIN_S, FIGURES_S = 300.0, 60.0
-WHOLE_RAY_MINUTES = 10.0
+WHOLE_RUN_MINUTES = 10.0
+"""A shorter run has no time to lose all of Ray, and is half outages: too few views for a time to the threshold."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ def _measured(
     running: Running, soak: Soak, stream: Stream
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     options, console = soak.options, soak.console
-    names = victims(options.seed, whole_ray=options.minutes >= WHOLE_RAY_MINUTES)
+    names = victims(options.seed, whole_ray=options.minutes >= WHOLE_RUN_MINUTES)
     plan = plan_kills(
         names,
         seed=options.seed,
@@ -249,7 +251,10 @@ def _checks(running: Running, soak: Soak, killer: Killer, asker: Asker) -> dict[
 def _figures(running: Running, soak: Soak) -> list[str]:
     ends = time.monotonic() + FIGURES_S
     while True:
-        problems = figures_stopped(soak.figures_at_kill, _current(running))
+        found = _current(running)
+        if soak.options.minutes < WHOLE_RUN_MINUTES:
+            found.pop(OF_ANY_ARM, None)
+        problems = figures_stopped(soak.figures_at_kill, found)
         if not problems or time.monotonic() > ends:
             return problems
         time.sleep(TICK_S)

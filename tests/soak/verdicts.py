@@ -141,6 +141,9 @@ def answered_badly(asked: Sequence[Asked], killed: Sequence[Killed]) -> list[str
     return problems
 
 
+OF_ANY_ARM = "time_to_threshold_s of any arm"
+
+
 def figures_of(report: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the figures of the freshness worker by name; None for what nobody knows.
 
@@ -158,7 +161,7 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, float | None]:
         if of_arm["reached_share"] != 0:
             found[f"time_to_threshold_s of {arm}"] = of_arm["time_to_threshold_s"]["p50"]
     if not any(name.startswith("time_to_threshold_s") for name in found):
-        found["time_to_threshold_s of any arm"] = None
+        found[OF_ANY_ARM] = None
     for stage, delays in report["delays_s"].items():
         found[f"delay {stage}"] = delays["p50"]
     for model, age_s in report["model_age_s"].items():
