@@ -20,8 +20,9 @@ SAID = {
     "about it": "something about {topic}",
     "about it, and a word of titles": "something about {topic} {word}",
     "politely": "show me {topic} please",
+    "in words never learned": "I'd love to see {topic} tonight",
 }
-NEVER_LEARNED = "I'd love to see {topic} tonight"
+NEVER_LEARNED = "in words never learned"
 NEVER_LEARNED_MIN = 0.15
 """Share of what is shown, over the topics: 0.2 to 0.9 in eight fits, where it is 0 unasked."""
 
@@ -32,7 +33,7 @@ def fitted() -> Planted:
 
 
 def said(how: str, topic: str) -> str:
-    return SAID.get(how, NEVER_LEARNED).format(topic=topic, word=WORDS[topic].split()[2])
+    return SAID[how].format(topic=topic, word=WORDS[topic].split()[2])
 
 
 def somebody_else(topic: str) -> SomeViewer:
@@ -53,7 +54,16 @@ def test_features_alone_decide_between_the_planted_topics(fitted: Planted, gende
         assert fitted.share(others, viewer) <= 0.4
 
 
-@pytest.mark.parametrize("how", SAID)
+def mean_share(fitted: Planted, how: str | None, *, later: bool = False, k: int = 10) -> float:
+    """Return the topic's share of what somebody else is shown who asks for it, or not, over the topics."""
+    shares = [
+        fitted.share(topic, somebody_else(topic), intent=how and said(how, topic), later=later, k=k)
+        for topic in TOPICS
+    ]
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("how", [how for how in SAID if how != NEVER_LEARNED])
 def test_intent_in_plain_words_brings_its_topic(fitted: Planted, how: str) -> None:
     for topic in TOPICS:
         viewer = somebody_else(topic)
@@ -63,37 +73,19 @@ def test_intent_in_plain_words_brings_its_topic(fitted: Planted, how: str) -> No
 
 
 def test_intent_in_words_never_learned_brings_some_of_its_topic(fitted: Planted) -> None:
-    def mean_share(intent: str | None) -> float:
-        shares = [
-            fitted.share(topic, somebody_else(topic), intent=intent and intent.format(topic=topic))
-            for topic in TOPICS
-        ]
-        return sum(shares) / len(shares)
-
-    assert mean_share(NEVER_LEARNED) >= max(NEVER_LEARNED_MIN, 2 * mean_share(None))
+    unasked = mean_share(fitted, None)
+    assert mean_share(fitted, NEVER_LEARNED) >= max(NEVER_LEARNED_MIN, 2 * unasked)
 
 
-@pytest.mark.parametrize("how", [*SAID, "never learned"])
+@pytest.mark.parametrize("how", SAID)
 def test_intent_brings_new_videos_of_which_only_the_text_was_read(
     fitted: Planted, how: str
 ) -> None:
     """On average over the topics: of a few videos that nobody has watched, not every one is placed right."""
 
-    def mean_share(*, asked: bool) -> float:
-        shares = [
-            fitted.share(
-                topic,
-                somebody_else(topic),
-                intent=said(how, topic) if asked else None,
-                later=True,
-                k=LATER_K,
-            )
-            for topic in TOPICS
-        ]
-        return sum(shares) / len(shares)
-
-    least = 0.45 if how in SAID else NEVER_LEARNED_MIN
-    assert mean_share(asked=True) >= max(least, 2 * mean_share(asked=False))
+    least = NEVER_LEARNED_MIN if how == NEVER_LEARNED else 0.45
+    unasked = mean_share(fitted, None, later=True, k=LATER_K)
+    assert mean_share(fitted, how, later=True, k=LATER_K) >= max(least, 2 * unasked)
 
 
 def test_features_alone_bring_new_videos_of_the_planted_topic(fitted: Planted) -> None:

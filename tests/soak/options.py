@@ -22,7 +22,6 @@ from streams.topics import (
 
 FOLDER = "soak"
 ARMS = (LRM, LRM_FRESH, TWO_TOWER_CLUSTER)
-WINDOW_MIN_S = 100.0
 EVENT_HOURS = 36.0
 """Of event time in a run: hours and windows are to end within it, so events' clocks run faster than the wall's."""
 RETENTION_MIN_S, RETENTION_MAX_S = 150.0, 240.0
@@ -106,14 +105,6 @@ class SoakOptions:
         """How much faster than the wall clock the events' clock runs."""
         return EVENT_HOURS * 3600 / self.load_s
 
-    @property
-    def window_h(self) -> float:
-        """In how many hours of the events' clock a video is to have its views: minutes, on the wall's.
-
-        However short the run is: an upload is servable after seconds, and its viewers may find an outage first.
-        """
-        return max(WINDOW_MIN_S, self.load_s / 12) * self.event_speed / 3600
-
 
 def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, int]) -> Settings:
     """Return settings for the run: `ports` by the name of a setting, and everything that ages ages fast."""
@@ -124,12 +115,12 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         serve__smoothing=1.0,  # so that each arm brings new videos to people
         watches__orphan_age_s=ORPHAN_AGE_S,
         training__keep_checkpoints=3,
-        freshness__new_video_age_h=2 * options.window_h,
-        freshness__window_h=options.window_h,
+        freshness__new_video_age_h=EVENT_HOURS / 6,
+        freshness__window_h=EVENT_HOURS / 12,
         freshness__lateness_s=1_800.0,
         freshness__view_threshold=3,
-        freshness__hours=round(4 * options.window_h),
-        serve__fresh_max_age_h=2 * options.window_h,
+        freshness__hours=12,
+        serve__fresh_max_age_h=EVENT_HOURS / 6,
         table__head=100,
         table__first_build_s=0.2 * options.load_s,
         table__interval_h=0.3 * options.load_s / 3600,

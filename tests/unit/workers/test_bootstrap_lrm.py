@@ -14,12 +14,7 @@ from models.lrm import TINY
 from models.training import TrainingConfig
 from tests.base_model_factories import END, base_folder, code_vectors
 from tests.lrm_factories import SPACE, shard_row, some_videos
-from workers.bootstrap_lrm import (
-    BootstrapConfig,
-    code_vectors_of,
-    initial_fit,
-    pretrained_lrm,
-)
+from workers.bootstrap_lrm import BootstrapConfig, code_vectors_of, initial_fit, pretrained_lrm
 
 VIDEOS = some_videos()
 ROWS = [
