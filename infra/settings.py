@@ -167,7 +167,7 @@ class TrainingSettings(_Group):
         0.0,
         ge=0,
         le=1,
-        description="how much of what a watch counts in an LRM's loss follows from how much of the video was watched: "
+        description="how much of what a watch counts in a model's loss follows from how much of the video was watched: "
         "0, all count the same; 1, in proportion",
     )
     evaluate_max: int = Field(

@@ -50,14 +50,22 @@ class NextItemModel(nn.Module, ABC):
 
 
 class Window(NamedTuple):
-    """A stretch of somebody's items, of which those from `first_learned` on are to be predicted."""
+    """A stretch of somebody's items, of which those from `first_learned` on are to be predicted.
+
+    `weights` say how much each item counts where it is predicted; without them each counts once.
+    """
 
     items: tuple[int, ...]
     first_learned: int
+    weights: tuple[float, ...] = ()
 
 
 def sliding_windows(
-    items: Sequence[int], *, first_new: int = 0, history_max: int
+    items: Sequence[int],
+    *,
+    first_new: int = 0,
+    history_max: int,
+    weights: Sequence[float] = (),
 ) -> Iterator[Window]:
     """Yield windows in which each item from `first_new` on is learned once, behind what came before it.
 
@@ -69,7 +77,7 @@ def sliding_windows(
         context = max(length // 2, length - (len(items) - first_new))
         start = max(0, first_new - context)
         end = min(len(items), start + length)
-        yield Window(tuple(items[start:end]), first_new - start)
+        yield Window(tuple(items[start:end]), first_new - start, tuple(weights[start:end]))
         first_new = end
 
 
@@ -152,7 +160,7 @@ def train_pass(
 
 
 def next_item_loss(model: NextItemModel, batch: Sequence[Window]) -> Tensor:
-    """Return the mean cross-entropy of the learned items, in nats, the softmax over the whole catalogue.
+    """Return the weighted mean cross-entropy of the learned items, in nats, the softmax over the whole catalogue.
 
     Source: Klenitskiy & Vasilev 2023 (2309.07602): with it SASRec passes BERT4Rec, with one sampled negative it
     does not.
@@ -163,7 +171,17 @@ def next_item_loss(model: NextItemModel, batch: Sequence[Window]) -> Tensor:
     position_T = torch.arange(items_BT.shape[1])
     learned_BT = (position_T >= first_B1) & (position_T < lengths_B1)
     states_PD = model.states(items_BT[:, :-1])[learned_BT]
-    return cross_entropy(states_PD @ model.item_vectors().T, items_BT[learned_BT])
+    losses_P = cross_entropy(
+        states_PD @ model.item_vectors().T, items_BT[learned_BT], reduction="none"
+    )
+    weights_P = torch.tensor(
+        [
+            weight
+            for window in batch
+            for weight in (window.weights or [1.0] * len(window.items))[window.first_learned :]
+        ]
+    )
+    return (losses_P * weights_P).sum() / weights_P.sum()
 
 
 def _batches(

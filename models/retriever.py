@@ -46,6 +46,10 @@ class Retriever:
         self.model.set_items(contents)
         self._number(contents.item_ids)
 
+    def __contains__(self, item_id: object) -> bool:
+        """Return whether it is in the catalogue."""
+        return item_id in self._number_of
+
     def numbers(self, item_ids: Sequence[str]) -> list[int]:
         """Return the numbers of those that are in the catalogue."""
         return [self._number_of[one] for one in item_ids if one in self._number_of]

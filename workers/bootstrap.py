@@ -217,6 +217,7 @@ def fit_two_towers(
             learned,
             epochs=TWO_TOWER_EPOCHS,
             steps_min=TWO_TOWER_STEPS_MIN,
+            reward_share=settings.training.reward_share,
             progress=partial(progress, model_name),
         )
         save = partial(save_two_tower, state)

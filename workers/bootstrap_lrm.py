@@ -62,6 +62,8 @@ class BootstrapConfig:
     """Share of all texts about videos in each epoch."""
     watch_texts_share: float = 0.4
     """Share of all rows whose texts beside their histories are written in each epoch."""
+    left_out_share: float = 0.0
+    """Share of the watches of a history that an epoch leaves out, on average, other ones in each."""
     recipe: Recipe = field(default_factory=Recipe)
     fit_max_s: float = 100.0
     """Where a machine is too slow for all epochs in this time, there are fewer steps, and a faster schedule."""
@@ -150,7 +152,11 @@ def _epochs(
         some = rng.sample(rows, round(config.watch_texts_share * len(rows)))
         examples += watch_text_examples(lrm, behaviours(some), videos, config.recipe, rng)
         examples += window_examples(
-            lrm, histories, videos, rng, reward_share=config.recipe.reward_share
+            lrm,
+            thinned(histories, config.left_out_share, rng),
+            videos,
+            rng,
+            reward_share=config.recipe.reward_share,
         )
         yield pack(examples, block_tokens=config.training.block_tokens, rng=rng)
 
@@ -163,6 +169,24 @@ def whole_histories(rows: Iterable[ShardRow]) -> list[Behaviour]:
         watches[row.user_id] += row.watches
         viewers[row.user_id] = row
     return [Behaviour(viewers[user], [], found) for user, found in watches.items()]
+
+
+def thinned(histories: Sequence[Behaviour], share: float, rng: random.Random) -> list[Behaviour]:
+    """Return histories without a share of their watches, of each between none and twice the share.
+
+    A model that reads the same few histories in every epoch learns by heart what follows what; of ever other parts of
+    them it learns what goes together. One of the augmentations of CL4SRec (Xie et al., 2010.14395, sec. 3.3), which
+    masks items.
+    """
+    if not share:
+        return list(histories)
+    found = []
+    for one in histories:
+        left_out = rng.uniform(0, 2 * share)
+        found.append(
+            replace(one, watches=[each for each in one.watches if rng.random() >= left_out])
+        )
+    return found
 
 
 def _fit(

@@ -46,8 +46,9 @@ SMOOTHING = 0.6
 FRESH_SHARE = 0.1
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
-FIT_MAX_S = 600.0
-"""So that the first LRM has all its epochs on a busy machine, too: an arm must not be worse for that."""
+EPOCHS_TIMES, LEFT_OUT_SHARE, FIT_MAX_S = 2, 0.3, 900.0
+"""A past as small as this one is gone through twice as often, with other watches left out each time, and to the end on
+a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
 """Of a catalogue of a thousand: each video is seen more than a hundred times."""
 
@@ -83,7 +84,13 @@ class ClosedLoopOptions:
 
 def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
     """Run the loop under `<var_dir>/closed_loop` and return the exit status."""
-    config = replace(bootstrap_config(options.model), fit_max_s=FIT_MAX_S)
+    config = bootstrap_config(options.model)
+    config = replace(
+        config,
+        epochs=EPOCHS_TIMES * config.epochs,
+        left_out_share=LEFT_OUT_SHARE,
+        fit_max_s=FIT_MAX_S,
+    )
     settings = with_values(
         fresh_settings(settings, FOLDER),
         experiment__arms=ARMS,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 
 import torch
 
+from models.examples import reward
 from models.next_item import Window, next_item_loss, sliding_windows, train_pass
 from models.retriever import Retriever
 from streams.shards import ShardRow
@@ -33,6 +34,7 @@ def run_two_tower_round(
     *,
     erased_users: Container[str] = (),
     evaluate_max: int,
+    reward_share: float = 0.0,
 ) -> RoundResult:
     """Move the state one round forward and return what was measured.
 
@@ -42,6 +44,7 @@ def run_two_tower_round(
         videos: all live ones; watches of others are left out and counted, and forgotten where they were learned.
         erased_users: are forgotten, but for the rows.
         evaluate_max: new watches scored before anything is learned from them.
+        reward_share: how much of what a watch counts follows from how much was watched; see `models.examples.reward`.
 
     Raises:
         GateError: the result must not be promoted; the caller goes on from the last checkpoint.
@@ -54,12 +57,12 @@ def run_two_tower_round(
     unknown = sum(watch.video_id not in videos for row in rows for watch in row.watches)
     result.metrics["unknown_video_watches"] = float(unknown)
     loss_before = anchor_loss(state)  # over the catalogue as it is now
-    fresh = list(windows_of(state.retriever, rows))
+    fresh = list(windows_of(state.retriever, rows, reward_share))
     result.laps.end("examples")
     for _ in range(PASSES):
         num_replayed = min(len(rows), len(state.reservoir.rows))
         replayed = state.rng.sample(state.reservoir.rows, num_replayed)
-        old = list(windows_of(state.retriever, replayed))
+        old = list(windows_of(state.retriever, replayed, reward_share))
         state.rng.shuffle(old)
         result.losses += train_pass(
             state.retriever.model,
@@ -85,15 +88,18 @@ def run_two_tower_round(
     return result
 
 
-def windows_of(retriever: Retriever, rows: Iterable[ShardRow]) -> Iterator[Window]:
+def windows_of(
+    retriever: Retriever, rows: Iterable[ShardRow], reward_share: float = 0.0
+) -> Iterator[Window]:
     """Yield windows in which each watch of the rows is learned once, behind the history before it."""
     for row in rows:
-        history = retriever.numbers([watch.video_id for watch in row.history])
-        watched = retriever.numbers([watch.video_id for watch in row.watches])
+        history = [watch for watch in row.history if watch.video_id in retriever]
+        watches = [*history, *(watch for watch in row.watches if watch.video_id in retriever)]
         yield from sliding_windows(
-            [*history, *watched],
+            retriever.numbers([watch.video_id for watch in watches]),
             first_new=len(history),
             history_max=retriever.model.history_max,
+            weights=[reward(watch, reward_share) for watch in watches],
         )
 
 
@@ -131,6 +137,7 @@ def first_two_tower_fit(
     *,
     epochs: int,
     steps_min: int = 0,
+    reward_share: float = 0.0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
     """Fit a new state to rows, its anchor rows not among them, and return the loss of each step.
@@ -139,7 +146,8 @@ def first_two_tower_fit(
 
     The state is at model_version 1 then, and what the rounds go on from.
     """
-    windows, training = list(windows_of(state.retriever, rows)), state.training
+    windows = list(windows_of(state.retriever, rows, reward_share))
+    training = state.training
     items = sum(len(window.items) for window in windows)
     steps_of_epoch = max(1, math.ceil(items / training.positions_per_step))
     epochs = max(epochs, math.ceil(steps_min / steps_of_epoch))

@@ -35,6 +35,7 @@ class TwoTowerTrainer(Trainer):
             self._videos,
             erased_users=task.erased_users,
             evaluate_max=self._settings.training.evaluate_max,
+            reward_share=self._settings.training.reward_share,
         )
         return result, {}
 

@@ -48,7 +48,9 @@ class FixedScores(NextItemModel):
 @pytest.mark.parametrize("first_new", [0, 5, 39])
 def test_windows_learn_each_new_item_once_and_no_earlier_one(first_new: int) -> None:
     items = list(range(40))
-    windows = list(sliding_windows(items, first_new=first_new, history_max=6))
+    weights = [item / 10 for item in items]
+    windows = list(sliding_windows(items, first_new=first_new, history_max=6, weights=weights))
+    assert all(window.weights == tuple(item / 10 for item in window.items) for window in windows)
     learned = [item for window in windows for item in window.items[window.first_learned :]]
     assert learned == items[first_new:]
     assert all(len(window.items) <= 7 for window in windows)
@@ -116,6 +118,15 @@ def test_loss_counts_the_learned_items_only_and_no_padding() -> None:
     together = next_item_loss(model, [short, long]).item()
     alone = [next_item_loss(model, [one]).item() for one in (short, long)]
     assert together == pytest.approx((alone[0] + 2 * alone[1]) / 3, abs=1e-5)
+
+
+def test_loss_counts_items_by_their_weights() -> None:
+    model = build_sasrec(9, config=CONFIG, seed=2)
+    light, heavy = Window((1, 2), 1, (7.0, 0.5)), Window((3, 4), 1, (7.0, 1.5))
+    together = next_item_loss(model, [light, heavy]).item()
+    alone = [next_item_loss(model, [one]).item() for one in (light, heavy)]
+    assert alone[0] == pytest.approx(next_item_loss(model, [Window((1, 2), 1)]).item(), abs=1e-5)
+    assert together == pytest.approx((0.5 * alone[0] + 1.5 * alone[1]) / 2, abs=1e-5)
 
 
 def test_first_fits_learning_rate_rises_then_falls_to_that_of_a_refresh() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
@@ -10,11 +11,18 @@ from infra.errors import ConfigError
 from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
+from models.examples import Behaviour
 from models.lrm import TINY
 from models.training import TrainingConfig
 from tests.base_model_factories import END, base_folder, code_vectors
-from tests.lrm_factories import SPACE, shard_row, some_videos
-from workers.bootstrap_lrm import BootstrapConfig, code_vectors_of, initial_fit, pretrained_lrm
+from tests.lrm_factories import SPACE, new_watch, shard_row, some_videos
+from workers.bootstrap_lrm import (
+    BootstrapConfig,
+    code_vectors_of,
+    initial_fit,
+    pretrained_lrm,
+    thinned,
+)
 
 VIDEOS = some_videos()
 ROWS = [
@@ -83,6 +91,20 @@ def test_first_fit_takes_its_time_and_loses_only_what_a_busy_machine_took(
     if len(losses) > 20:  # of fewer, the last one's rate is of a time when there was some left
         [rate] = {each["lr"] / each["rate_share"] for each in state.optimizer.param_groups}
         assert rate == pytest.approx(training.round_learning_rate, rel=0.1)
+
+
+def test_each_epoch_leaves_other_watches_out_and_none_for_good() -> None:
+    watches = [new_watch(f"v{number}", at_ms=number) for number in range(40)]
+    histories = [Behaviour(None, [], watches)] * 50
+    rng = random.Random(0)
+    epochs = [[one.watches for one in thinned(histories, 0.3, rng)] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    for kept in epochs:
+        assert all(list(some) == [one for one in watches if one in some] for some in kept)
+        assert 0.6 < sum(map(len, kept)) / (50 * 40) < 0.8
+        assert min(map(len, kept)) < 0.55 * 40
+        assert max(map(len, kept)) > 0.9 * 40
+    assert [one.watches for one in thinned(histories, 0.0, rng)] == [watches] * 50
 
 
 def test_nano_is_not_pretrained(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from infra.errors import GateError, VersionMismatchError
 from infra.storage import ObjectStore
 from models.retriever import SIDECAR, WEIGHTS, load_retriever
-from streams.events import TWO_TOWER_CLUSTER
+from streams.events import TWO_TOWER_CLUSTER, TWO_TOWER_HASH
 from streams.shards import ShardRow
 from tests.lrm_factories import shard_row
 from tests.two_tower_factories import content, some_content, tiny_two_tower
@@ -158,3 +159,25 @@ def test_loaded_retriever_ranks_as_the_trained_one_and_damage_is_refused(tmp_pat
     (folder / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(VersionMismatchError, match="incomplete"):
         load_retriever(folder)
+
+
+def test_watches_count_by_how_much_was_watched_if_it_is_told_to() -> None:
+    """Whoever begins with v0 leaves v1 at once and watches v2 to its end; only the weights tell them apart."""
+    rows = [
+        structs.replace(row, watches=[structs.replace(row.watches[0], percent=percent)])
+        for user in range(40)
+        for video_id, percent in (("v1", 0), ("v2", 100))
+        for row in [shard_row(f"{user}-{video_id}", [video_id], history=["v0"])]
+    ]
+
+    def preferred_by(reward_share: float) -> float:
+        state = tiny_two_tower(TWO_TOWER_HASH)
+        first_two_tower_fit(state, rows, epochs=30, reward_share=reward_share)
+        model = state.retriever.model
+        number = state.retriever.numbers(["v0", "v1", "v2"])
+        with torch.inference_mode():
+            scores = model.states(torch.tensor([number[:1]]))[0, -1] @ model.item_vectors().T
+        return float(scores[number[2]] - scores[number[1]])  # in nats
+
+    assert abs(preferred_by(0.0)) < 0.5
+    assert preferred_by(1.0) > 1.5
