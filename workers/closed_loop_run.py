@@ -42,11 +42,11 @@ SHARD_AGE_S = 20.0
 WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 30
-SMOOTHING = 0.6
+SMOOTHING = 0.5
 FRESH_SHARE = 0.1
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
-EPOCHS_TIMES, LEFT_OUT_SHARE, FIT_MAX_S = 2, 0.3, 900.0
+EPOCHS_TIMES, LEFT_OUT_SHARE, FIT_MAX_S = 2, 0.45, 900.0
 """A past as small as this one is gone through twice as often, with other watches left out each time, and to the end on
 a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
