@@ -92,6 +92,10 @@ SHARDS = Counter("freshet_shard_seal_total", "Training shards sealed, by outcome
 LATE_WATCHES = Counter(
     "freshet_late_watches_total", "Watches in shards that were behind their partition's watermark."
 )
+EXPIRED_WATCHES = Counter(
+    "freshet_expired_watches_total",
+    "Records of watch.events that retention removed before any sealer had them: lost.",
+)
 UNLABELLED_WATCHES = Counter(
     "freshet_unlabelled_watches_total",
     "Watches in shards whose video had no semantic ID when the shard was sealed.",

@@ -14,8 +14,10 @@ import msgspec
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from infra import metrics
 from infra.clock import Deadline
 from infra.errors import ConfigError, TransientError
+from infra.log import get_logger
 from infra.settings import KafkaSettings, WatchSettings
 from streams.client import TopicReader, consumer
 from streams.packed_history import Names, decode_histories
@@ -76,11 +78,31 @@ def _committed(
         if deadline.expired() or failed.fatal():
             raise TransientError(f"the committed offsets of {name} cannot be read: {failed}")
     return {
-        at.partition: (at.offset, int(at.metadata or 0))
-        if at.offset >= 0
-        else (_low_watermark(group_member, at), 0)
+        at.partition: (
+            _first_there(at, _low_watermark(group_member, at)),
+            int(at.metadata or 0) if at.offset >= 0 else 0,
+        )
         for at in found
     }
+
+
+def _first_there(committed: TopicPartition, low: int) -> int:
+    """Return where to go on: retention may have passed the committed offset while no sealer ran.
+
+    Delivery: the records between are lost, and said to be. The next shard begins behind them, so that
+    `freshet shards verify` names the gap.
+    """
+    expired = low - committed.offset
+    if committed.offset < 0 or expired <= 0:
+        return max(low, committed.offset)
+    metrics.EXPIRED_WATCHES.inc(expired)
+    get_logger().error(
+        "watches_expired_before_they_were_sealed",
+        partition=committed.partition,
+        first_offset=committed.offset,
+        last_offset=low - 1,
+    )
+    return low
 
 
 def _low_watermark(client: Consumer, at: TopicPartition) -> int:

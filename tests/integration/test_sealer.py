@@ -7,12 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
 
 from infra.kafka.broker import LocalBroker
+from streams.client import client_config
 from streams.history import decode_watches
 from streams.partitions import partition_of
 from streams.shards import verify_shards
-from streams.topics import HISTORIES
+from streams.topics import HISTORIES, WATCHES
 from tests.integration.sealer_stage import (
     NOW_MS,
     Outcome,
@@ -167,6 +171,29 @@ def test_redelivered_event_is_dropped_also_after_a_restart(
     outcome = stage.outcome()
     assert [each.event_id for each in outcome.watches] == ["e1", "e2"]
     assert sum(shard.duplicates for shard in outcome.shards) == 2
+
+
+def test_watches_that_expire_before_they_are_sealed_are_counted_and_leave_a_gap_in_the_proof(
+    broker: LocalBroker, tmp_path: Path
+) -> None:
+    stage = Stage(broker, tmp_path)
+    watches = [("u0", json.dumps(watch_event(f"e{number}")).encode()) for number in range(5)]
+    stage.produce(watches[:2])
+    with stage.sealer() as sealer:
+        stage.drain(sealer)
+    stage.produce(watches[2:])
+    at = partition_of(b"u0", stage.kafka.partitions)
+    kept_from = TopicPartition(WATCHES.in_cluster(stage.kafka), at, 4)
+    for done in AdminClient(client_config(stage.kafka)).delete_records([kept_from]).values():
+        done.result(timeout=60)
+    before = REGISTRY.get_sample_value("freshet_expired_watches_total") or 0
+    with stage.sealer() as sealer:
+        stage.drain(sealer)
+    outcome = stage.outcome()
+    assert [each.event_id for each in outcome.watches] == ["e0", "e1", "e4"]
+    [gap] = verify_shards(outcome.shards)
+    assert "begins at 4, expected 2" in gap
+    assert REGISTRY.get_sample_value("freshet_expired_watches_total") == before + 2
 
 
 def test_late_watches_are_marked_and_watches_are_counted_once(uninterrupted: Outcome) -> None:
