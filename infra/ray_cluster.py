@@ -19,13 +19,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 
 from infra.clock import Deadline
-from infra.log import get_logger
 from infra.settings import Settings
 
 JOIN_S = 120.0
 """How long a cluster may take that is just being started, or started again."""
-STARTS, TIMED_OUT = 3, "timed out during startup"
-"""Ray gives its own start 30 s, which nothing can change; a machine that is busy needs longer now and then."""
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # rounds hand over rows, not data sets
 
 
@@ -42,7 +39,13 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
     if settings.ray.address:
         _join(settings.ray.address)
     else:
-        _start()
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
     if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
         signal.signal(
             signal.SIGTERM, on_sigterm
@@ -51,26 +54,6 @@ def ensure_ray(settings: Settings) -> Iterator[str]:
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
-
-
-def _start() -> None:
-    """Start a cluster; what a start that failed has left behind ends with this process."""
-    for starts_left in reversed(range(STARTS)):
-        try:
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-            )
-        except Exception as error:  # Ray raises nothing narrower
-            if not starts_left or TIMED_OUT not in str(error):
-                raise
-            get_logger().warning("ray_start_timed_out", starts_left=starts_left)
-            ray.shutdown()
-        else:
-            return
 
 
 def _join(address: str) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -23,6 +25,8 @@ COMMAND = (sys.executable, "-m", "infra.ray_head")
 DISCOVERY_FILE = "ray.json"
 PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
 """Read by Ray: where a cluster that it starts is found."""
+STARTS, TIMED_OUT = 3, "timed out during startup"
+"""Ray gives its own start 30 s, which nothing can change; a machine that is busy needs longer now and then."""
 VITAL = ("gcs_server", "raylet")
 POLL_S = 0.5
 
@@ -36,12 +40,22 @@ def read_address(var_dir: Path) -> str | None:
     return address
 
 
-def run() -> None:
-    """Be the cluster until SIGTERM or SIGINT; with status 1 when a vital part of it ends before."""
+def run(starts_left: int = STARTS - 1) -> None:
+    """Be the cluster until SIGTERM or SIGINT; with status 1 when a vital part of it ends before.
+
+    A start that Ray gave up for lack of time is made again, so many times.
+    """
     settings = with_values(load_settings(), ray__address="")
     configure("ray", level=settings.log.level, format=settings.log.format)
     stopping = stop_on_signal()
-    with ensure_ray(settings) as address:
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(ensure_ray(settings))
+        except Exception as error:  # Ray raises nothing narrower
+            if TIMED_OUT not in str(error) or not starts_left:
+                raise
+            get_logger().warning("ray_start_timed_out", starts_left=starts_left)
+            _begin_anew(starts_left - 1)
         parts = [child for child in psutil.Process().children() if child.name() in VITAL]
         write_atomically(
             settings.var_dir / DISCOVERY_FILE, json.dumps({"address": address}).encode()
@@ -53,6 +67,16 @@ def run() -> None:
                 os._exit(1)
 
 
+def _begin_anew(starts_left: int) -> NoReturn:
+    """Become a fresh process: a second start in this one would meet what Ray remembers of the first."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children)
+    os.execv(sys.executable, (*COMMAND, str(starts_left)))
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
@@ -61,4 +85,4 @@ def _lives(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    run()
+    run(*map(int, sys.argv[1:]))
