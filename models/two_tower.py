@@ -3,7 +3,9 @@
 - `hash`: an item's id is hashed into a table of fixed size. What nobody has watched is noise.
 - `cluster`: a trainable embedding of the item's content cluster, plus its content vector mapped into the space of
   behaviour, all trained end to end: the cluster ids of M3CSR (Chen et al., RecSys 2024, doi 10.1145/3640457.3688098).
-  What nobody has watched is placed beside what is like it.
+  What nobody has watched is placed beside what is like it. To tell apart what is alike, each item also has a row of the
+  hashed table; it begins at zero, and learning goes without it now and then (DropoutNet, Volkovs et al., NIPS 2017), so
+  that content does not leave to ids what it can say itself.
 
 The user tower pools the item tower's vectors of the newest items, weighted by how long ago they came. Trained by full
 softmax over the catalogue and ranked by `models.next_item`. Knows nothing of where ids, clusters and vectors come from.
@@ -44,6 +46,8 @@ class TwoTowerConfig:
     num_clusters: int = 256
     dropout: float = 0.2
     """Of what is pooled."""
+    id_dropout: float = 0.2
+    """Share of the items that learn without their row of the hashed table; of the tower of clusters."""
 
     def __post_init__(self) -> None:
         if self.item_tower not in ITEM_TOWERS:
@@ -80,10 +84,11 @@ class TwoTower(NextItemModel):
         size, hidden = config.size, config.hidden_size
         self.config = config
         self.history_max = config.history_max
+        self.table = nn.Embedding(config.hash_rows, size)
         if config.item_tower == "hash":
-            self.table = nn.Embedding(config.hash_rows, size)
             nn.init.normal_(self.table.weight, std=_INITIAL_STD)
         else:
+            nn.init.zeros_(self.table.weight)
             self.clusters = nn.Embedding(config.num_clusters, size)
             nn.init.normal_(self.clusters.weight, std=_INITIAL_STD)
             self.mapping = nn.Sequential(
@@ -129,12 +134,13 @@ class TwoTower(NextItemModel):
         return torch.tensor(rows, dtype=torch.int64)
 
     def _vectors(self, row_N: Tensor, content_NC: Tensor, cluster_N: Tensor) -> Tensor:
-        vectors_ND: Tensor = (
-            self.table(row_N)
-            if self.config.item_tower == "hash"
-            else self.clusters(cluster_N) + self.mapping(content_NC)
-        )
-        return vectors_ND
+        vectors_ND: Tensor = self.table(row_N)
+        if self.config.item_tower == "hash":
+            return vectors_ND
+        if self.training:
+            kept_N1 = torch.rand(len(row_N), 1) >= self.config.id_dropout
+            vectors_ND = vectors_ND * kept_N1
+        return vectors_ND + self.clusters(cluster_N) + self.mapping(content_NC)
 
     def states(self, items_BT: Tensor) -> Tensor:  # noqa: D102
         return self.states_of(self.item_vectors()[items_BT])

@@ -5,7 +5,14 @@ import random
 import pytest
 import torch
 
-from models.next_item import NextItemTraining, make_optimizer, rank, sliding_windows, train_pass
+from models.next_item import (
+    NextItemTraining,
+    Window,
+    make_optimizer,
+    rank,
+    sliding_windows,
+    train_pass,
+)
 from models.two_tower import ItemContents, ItemTower, TwoTower, TwoTowerConfig, build_two_tower
 
 TRAINING = NextItemTraining(
@@ -91,6 +98,19 @@ def test_unwatched_item_like_the_watched_is_ranked_above_the_unlike_by_cluster_a
 ):
     assert places_of_unseen("cluster") == [True, True]
     assert places_of_unseen("hash") != [True, True]
+
+
+def test_watched_item_is_ranked_above_its_unwatched_twin_of_the_same_content() -> None:
+    model = build_two_tower(
+        ItemContents(["a", "b"], SEEN.content_NC[[0, 0]], SEEN.cluster_N[[0, 0]]),
+        config=config("cluster"),
+    )
+    optimizer, rng = make_optimizer(model, TRAINING), random.Random(0)
+    assert torch.equal(*model.item_vectors())
+    for _ in range(20):
+        train_pass(model, optimizer, [Window((0, 0), 0)] * 40, TRAINING, rng=rng)
+    assert rank(model, [[0]], top_k=2) == [[0, 1]]
+    assert rank(model, [[1]], top_k=2) == [[0, 1]]
 
 
 def test_added_items_leave_the_old_vectors_alone() -> None:
