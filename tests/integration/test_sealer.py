@@ -184,7 +184,8 @@ def test_watches_that_expire_before_they_are_sealed_are_counted_and_leave_a_gap_
     stage.produce(watches[2:])
     at = partition_of(b"u0", stage.kafka.partitions)
     kept_from = TopicPartition(WATCHES.in_cluster(stage.kafka), at, 4)
-    for done in AdminClient(client_config(stage.kafka)).delete_records([kept_from]).values():
+    admin = AdminClient(client_config(stage.kafka))  # held: its futures die with it
+    for done in admin.delete_records([kept_from]).values():
         done.result(timeout=60)
     before = REGISTRY.get_sample_value("freshet_expired_watches_total") or 0
     with stage.sealer() as sealer:
