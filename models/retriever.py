@@ -117,8 +117,8 @@ def load_retriever(
         codebook_version: that its contents must be of.
 
     Raises:
-        VersionMismatchError: the folder is incomplete, a hash differs, a weight is not finite, or the contents are of
-            another codebook.
+        VersionMismatchError: the folder is incomplete, a hash differs, a weight is not finite, the contents are of
+            another codebook, or the weights of an earlier two-tower.
     """
     try:
         found = sha256_of(directory / WEIGHTS)
@@ -147,7 +147,12 @@ def load_retriever(
         config=TwoTowerConfig(**sidecar["config"]),
         codebook_version=sidecar["codebook_version"],
     )
-    retriever.model.load_state_dict(tensors | _buffers(retriever.model))
+    try:
+        retriever.model.load_state_dict(tensors | _buffers(retriever.model))
+    except RuntimeError as error:
+        raise VersionMismatchError(
+            f"checkpoint {directory.name} is of an earlier two-tower, fit it anew (freshet bootstrap): {error}"
+        ) from error
     return retriever
 
 

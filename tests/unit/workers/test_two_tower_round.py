@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec import structs
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from infra.errors import GateError, VersionMismatchError
 from infra.storage import ObjectStore
@@ -156,6 +158,12 @@ def test_loaded_retriever_ranks_as_the_trained_one_and_damage_is_refused(tmp_pat
     with pytest.raises(VersionMismatchError, match="its weights name"):
         load_retriever(folder, sha256=sha256)
     sidecar.write_bytes(whole)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        earlier = {name: file.get_tensor(name) for name in file.keys() if name != "table.weight"}  # noqa: SIM118
+        named = file.metadata()
+    save_file(earlier, folder / WEIGHTS, metadata=named)
+    with pytest.raises(VersionMismatchError, match=r"earlier two-tower.*bootstrap"):
+        load_retriever(folder)
     (folder / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(VersionMismatchError, match="incomplete"):
         load_retriever(folder)
