@@ -203,7 +203,7 @@ class ServeSettings(_Group):
         ge=0,
         le=1,
         description="share of each code's probability, but for the first, that is even over what may follow, "
-        "so that videos nobody has watched yet are proposed; where a fresh lane brings them, in that lane alone",
+        "so that videos nobody has watched yet are proposed; not beside a fresh lane, which brings them",
     )
     refresh_interval_s: float = Field(
         0.2, gt=0, description="seconds between polls of the topics behind the views"
@@ -220,6 +220,12 @@ class ServeSettings(_Group):
         24.0,
         gt=0,
         description="hours since upload, on the events' clock, up to which these are new",
+    )
+    fresh_smoothing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="as FRESHET_SERVE__SMOOTHING, in the search among new videos alone",
     )
     batch_max: int = Field(8, ge=1, description="requests that are searched for together")
     waiting_max: int = Field(

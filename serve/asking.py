@@ -54,12 +54,17 @@ class Asking:
     def lane(self, asked: RecommendationRequest, arm: str) -> FreshLane | None:
         """Return the request's fresh lane, or its arm's; None for no such thing."""
         if asked.fresh is not None:
-            return FreshLane(self._since(asked.fresh.max_age_h), asked.fresh.min_share)
+            return FreshLane(
+                self._since(asked.fresh.max_age_h),
+                asked.fresh.min_share,
+                smoothing=self._settings.fresh_smoothing,
+            )
         if arm in WITH_FRESH_LANE:
             return FreshLane(
                 self._since(self._settings.fresh_max_age_h),
                 self._settings.fresh_share,
                 frozenset(self._histories.had_enough()),
+                self._settings.fresh_smoothing,
             )
         return None
 
@@ -74,4 +79,4 @@ def within(request: Request, lane: FreshLane) -> Request:
         uploaded_after_ms=lane.uploaded_after_ms,
         excluded_video_ids={*request.filters.excluded_video_ids, *lane.had_enough},
     )
-    return replace(request, filters=filters)
+    return replace(request, filters=filters, smoothing=lane.smoothing)

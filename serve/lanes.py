@@ -34,11 +34,13 @@ class FreshLane(NamedTuple):
         uploaded_after_ms: a video uploaded since then is new.
         share: of the places, above 0; 1 is all of them.
         had_enough: videos that need no help, new or not.
+        smoothing: of the lane's search; see `models.recommend.Request`.
     """
 
     uploaded_after_ms: int
     share: float
     had_enough: Collection[str] = ()
+    smoothing: float = 0.0
 
     def places(self, k: int) -> int:
         """Return how many of k places the lane has, at least one."""

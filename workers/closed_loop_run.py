@@ -42,7 +42,7 @@ SHARD_AGE_S = 20.0
 WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 30
-SMOOTHING = 0.5
+SMOOTHING, FRESH_SMOOTHING = 0.2, 0.8
 FRESH_SHARE = 0.1
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
@@ -98,6 +98,7 @@ def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
         serve__fresh_max_age_h=options.window_h,
         serve__beam_width=BEAM_WIDTH,
         serve__smoothing=SMOOTHING,
+        serve__fresh_smoothing=FRESH_SMOOTHING,
         serve__fresh_share=FRESH_SHARE,
         training__reward_share=REWARD_SHARE,
         freshness__new_video_age_h=options.window_h,

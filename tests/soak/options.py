@@ -113,6 +113,7 @@ def settings_of(settings: Settings, options: SoakOptions, *, ports: dict[str, in
         seed=options.seed,
         experiment__arms=ARMS,
         serve__smoothing=1.0,  # so that each arm brings new videos to people
+        serve__fresh_smoothing=1.0,
         watches__orphan_age_s=ORPHAN_AGE_S,
         training__keep_checkpoints=3,
         freshness__new_video_age_h=EVENT_HOURS / 6,

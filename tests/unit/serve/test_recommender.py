@@ -351,14 +351,14 @@ def test_both_lanes_are_searched_in_one_call(endpoint: Endpoint, prompts: list[A
     assert fresh.filters.uploaded_after_ms == NOON_MS - 3_600_000
 
 
-def test_only_a_search_that_must_bring_new_videos_itself_is_smoothed(
+def test_search_beside_a_lane_is_not_smoothed_and_the_lane_as_much_as_it_is_told(
     endpoint: Endpoint, prompts: list[Any]
 ) -> None:
-    endpoint.set(serve__smoothing=0.6)
+    endpoint.set(serve__smoothing=0.6, serve__fresh_smoothing=0.8)
     endpoint.ask(k=5)
     endpoint.ask(k=5, fresh={"max_age_h": 1, "min_share": 0.4})
     endpoint.ask(k=5, fresh={"max_age_h": 1})
-    assert [request.smoothing for request in prompts] == [0.6, 0.0, 0.6, 0.6]
+    assert [request.smoothing for request in prompts] == [0.6, 0.0, 0.8, 0.8]
 
 
 def test_two_tower_arm_without_a_two_tower_answers_what_is_popular(endpoint: Endpoint) -> None:
