@@ -42,11 +42,11 @@ SHARD_AGE_S = 20.0
 WATCHES_PER_REQUEST = 0.8
 """About; a shard is to hold a step's watches, so that each model makes about one round of them."""
 BEAM_WIDTH = 30
-SMOOTHING, FRESH_SMOOTHING = 0.2, 0.8
+SMOOTHING, FRESH_SMOOTHING = 0.4, 0.8
 FRESH_SHARE = 0.1
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
-EPOCHS_TIMES, LEFT_OUT_SHARE, FIT_MAX_S = 2, 0.45, 900.0
+EPOCHS_TIMES, LEFT_OUT_SHARE, AVERAGED_SHARE, FIT_MAX_S = 2, 0.45, 0.25, 900.0
 """A past as small as this one is gone through twice as often, with other watches left out each time, and to the end on
 a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
@@ -89,6 +89,7 @@ def run_closed_loop(settings: Settings, options: ClosedLoopOptions) -> int:
         config,
         epochs=EPOCHS_TIMES * config.epochs,
         left_out_share=LEFT_OUT_SHARE,
+        averaged_share=AVERAGED_SHARE,
         fit_max_s=FIT_MAX_S,
     )
     settings = with_values(

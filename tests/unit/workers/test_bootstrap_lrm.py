@@ -3,8 +3,10 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save
 
 from infra.errors import ConfigError
@@ -12,10 +14,11 @@ from infra.settings import Settings, with_values
 from infra.storage import ObjectStore
 from models.codebook import WEIGHTS_FILE, CodebookManifest, codebook_key
 from models.examples import Behaviour
-from models.lrm import TINY
-from models.training import TrainingConfig
+from models.lrm import TINY, Lrm
+from models.training import TrainingConfig, train_on
 from tests.base_model_factories import END, base_folder, code_vectors
 from tests.lrm_factories import SPACE, new_watch, shard_row, some_videos
+from workers import bootstrap_lrm
 from workers.bootstrap_lrm import (
     BootstrapConfig,
     code_vectors_of,
@@ -91,6 +94,27 @@ def test_first_fit_takes_its_time_and_loses_only_what_a_busy_machine_took(
     if len(losses) > 20:  # of fewer, the last one's rate is of a time when there was some left
         [rate] = {each["lr"] / each["rate_share"] for each in state.optimizer.param_groups}
         assert rate == pytest.approx(training.round_learning_rate, rel=0.1)
+
+
+@pytest.mark.parametrize(("share", "averaged"), [(0.0, 1), (0.1, 1), (0.4, 2), (0.9, 4)])
+def test_first_fit_ends_with_the_mean_of_what_its_last_epochs_ended_with(
+    share: float, averaged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+
+    def trained(lrm: Lrm, *args: Any, **options: Any) -> list[float]:
+        losses = train_on(lrm, *args, **options)
+        ends.append([each.detach().clone() for each in lrm.model.parameters()])
+        return losses
+
+    monkeypatch.setattr(bootstrap_lrm, "train_on", trained)
+    config = BootstrapConfig(
+        lrm=TINY, training=TrainingConfig(block_tokens=64), epochs=4, averaged_share=share
+    )
+    state, _ = initial_fit(ROWS, VIDEOS, SPACE, config, seed=0)
+    assert len(ends) == 4
+    for weight, *found in zip(state.lrm.model.parameters(), *ends[-averaged:], strict=True):
+        torch.testing.assert_close(weight, torch.stack(found).mean(0))
 
 
 def test_each_epoch_leaves_other_watches_out_and_none_for_good() -> None:
