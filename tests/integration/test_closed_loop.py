@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 COMMAND = [
     sys.executable, "-m", "freshet", "demo", "--closed-loop", "--model", "tiny", "--viewers", "6",
-    "--videos", "200", "--hours", "4", "--uploads-per-h", "4", "--asks-per-day", "24", "--window-h", "2",
+    "--videos", "300", "--hours", "4", "--uploads-per-h", "4", "--asks-per-day", "24", "--window-h", "2",
     "--refresh-h", "2", "--view-threshold", "5",
 ]  # fmt: skip
 ARMS = ["two_tower_hash", "two_tower_cluster", "lrm", "lrm_fresh", "two_tower_hash_random_new"]
