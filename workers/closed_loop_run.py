@@ -47,8 +47,8 @@ FRESH_SHARE = 0.1
 REWARD_SHARE = 1.0
 """Of the choices that were tried, those with most watch time and still many new videos; see LOG.md."""
 EPOCHS_TIMES, LEFT_OUT_SHARE, AVERAGED_SHARE, FIT_MAX_S = 2, 0.45, 0.25, 900.0
-"""A past as small as this one is gone through twice as often, with other watches left out each time, ends with the mean of
-its last quarter's weights, and goes on to the end on a busy machine, too: an arm must not be worse for that."""
+"""A past as small as this one is gone through twice as often, with other watches left out each time, ends with the mean
+of its last quarter's weights, and goes on to the end on a busy machine, too: an arm must not be worse for that."""
 QUANTIZER = QuantizerConfig(steps=300)
 """Of a catalogue of a thousand: each video is seen more than a hundred times."""
 
